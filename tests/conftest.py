@@ -1,0 +1,48 @@
+"""What every test shares: threads, a plotting backend without a screen, and the flags `slow`, `cuda` and `network`."""
+import os
+
+os.environ.setdefault('MPLBACKEND', 'Agg')
+os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+
+import pytest
+import torch
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_addoption(parser):
+    parser.addoption('--runslow', action='store_true', help='also run what takes more than a minute')
+    parser.addoption('--runnetwork', action='store_true', help='also run what needs a network')
+
+
+def pytest_configure(config):
+    # without --runnetwork nothing may ask a hub: such a call then fails at once instead of waiting for a time-out
+    if not config.getoption('--runnetwork'): os.environ['HF_HUB_OFFLINE'] = '1'
+
+
+def pytest_collection_modifyitems(config, items):
+    skips = {'slow': None if config.getoption('--runslow') else 'slow: needs --runslow',
+             'network': None if config.getoption('--runnetwork') else 'needs a network: --runnetwork',
+             'cuda': None if torch.cuda.is_available() else 'needs a GPU'}
+    for item in items:
+        for mark,reason in skips.items():
+            if reason and mark in item.keywords: item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter):
+    "Skips are said aloud, even with -q"
+    skipped = {}
+    for r in terminalreporter.stats.get('skipped', []):
+        reason = r.longrepr[2] if isinstance(r.longrepr, tuple) else str(r.longrepr)
+        skipped.setdefault(reason.removeprefix('Skipped: '), []).append(r.nodeid)
+    for reason,ids in skipped.items(): terminalreporter.write_line(f'SKIPPED ({reason}): {len(ids)} test(s), first {ids[0]}')
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks():
+    "Every test starts from the same seeds and leaves no figure open"
+    import numpy as np, random
+    random.seed(0); np.random.seed(0); torch.manual_seed(0)
+    yield
+    import sys
+    if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
