@@ -266,14 +266,15 @@ def linear_probe(
     r.model = lambda z: m.predict((np.asarray(z, np.float32)-mean)/std)
     return r
 
-# %% ../nbs/15_probes.ipynb #ff2b736f
+# %% ../nbs/15_probes.ipynb #c482f201
 def knn_probe(
     train, # `Features`, or a pair (x (n,D), y (n,))
     test, # the same, of other images
     k:int=20, # neighbours, 1..n
     temperature:float=.07, # of the vote
     classes=None, # names of the classes
-    chunk:int=2048 # test rows at a time
+    chunk:int=2048, # test rows at a time
+    seed:int=0 # unused: nothing is drawn; here so that both probes take the same arguments
 )->ProbeResult:
     "Weighted vote of the nearest training features by cosine"
     (x,y,_),(xt,yt,_) = _rows(train, 'training'),_rows(test, 'test')
@@ -285,5 +286,7 @@ def knn_probe(
     def predict(z):
         sim,i = (z@a.T).topk(k, -1)
         return (votes[i]*((sim-1)/temperature).exp()[...,None]).sum(1).argmax(-1)
-    p = torch.cat([predict(z) for z in unit(xt).split(chunk)])
-    return ProbeResult(confusion_matrix(yt, p.numpy(), len(classes)), classes, len(y), len(yt), f'{k}-NN probe', dict(k=k, temperature=temperature))
+    model = lambda z: torch.cat([predict(b) for b in unit(np.asarray(z, np.float32)).split(chunk)]).numpy()
+    r = ProbeResult(confusion_matrix(yt, model(xt), len(classes)), classes, len(y), len(yt), f'{k}-NN probe', dict(k=k, temperature=temperature))
+    r.model = model
+    return r
