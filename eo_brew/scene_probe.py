@@ -111,7 +111,7 @@ class RawCells(nn.Module):
         p = F.avg_pool2d(x, self.patch_size)
         return _Tok(x.mean((2,3)), p.flatten(2).transpose(1,2), tuple(p.shape[-2:]))
 
-# %% ../nbs/15a_scene_probe.ipynb #9281b179
+# %% ../nbs/15a_scene_probe.ipynb #c38fd94d
 def scene_probe(
     encoder:nn.Module, # `Encoder`, or a module that returns Tokens of x alone
     scene, # `DataArray` or array (C,H,W), physical values, NaN = no data
@@ -131,9 +131,10 @@ def scene_probe(
 )->ProbeResult: # cells; `.pixels` the same for pixels, `.map` (h,w) predicted class of each cell
     "Probe of frozen tokens on one scene, test columns apart from training columns"
     y,names = read_labels(labels, scene)
+    test = stripe_columns(scene.shape[-1]) if test is None else np.asarray(test, bool)
     sensor = getattr(encoder, 'sensors', {}).get(modality)
-    x,ok = scene_array(scene, None if sensor is None else sensor.mean)
-    test = stripe_columns(x.shape[2]) if test is None else np.asarray(test, bool)
+    fill = np.nanmean(np.asarray(scene)[...,~test], (1,2)) if sensor is None else sensor.mean # nothing may come from test columns
+    x,ok = scene_array(scene, fill)
     wins = scene_windows(x.shape[1], test, window, cell)
     v = scene_tokens(encoder, x, wins, window, cell, modality, layers, scale, bs)
     return probe_cells(v, np.where(ok, y, 255), test, cell, wins, window, min_labelled, classes or names, probe, seed=seed, **kwargs)
