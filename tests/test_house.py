@@ -108,6 +108,17 @@ def test_user_errors_are_not_assertions(nb):
         assert not raised & {'Exception', 'AssertionError', 'RuntimeError'}, f'cell {i} raises {raised}'
 
 @modules
+def test_imports_stand_alone(nb):
+    "nbdev runs the cells that import something, and no others, when it makes the site: such a cell must hold nothing else"
+    mixed = []
+    for i,src in code_cells(nb):
+        if is_export(src) or directives(src).get('eval') == 'false' or 'nbdev_export()' in src: continue
+        tree = parse(src)
+        if any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.walk(tree)) and not all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in tree.body):
+            mixed.append((i, src.splitlines()[:2]))
+    assert not mixed, f'cells that mix imports with other code: {mixed}'
+
+@modules
 def test_notebook_starts_with_title_and_subtitle(nb):
     first = read_nb(nb).cells[0]
     assert first.cell_type == 'markdown' and re.match(r'# .+\n+> .+', first.source), 'first cell: `# Title`, empty line, `> one line`'
