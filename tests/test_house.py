@@ -107,16 +107,33 @@ def test_user_errors_are_not_assertions(nb):
         raised = {ast.unparse(n.exc.func) for n in ast.walk(parse(src)) if isinstance(n, ast.Raise) and isinstance(n.exc, ast.Call)}
         assert not raised & {'Exception', 'AssertionError', 'RuntimeError'}, f'cell {i} raises {raised}'
 
+def bound(tree, deep=True): # names that a cell binds: everywhere, or only those that outlive it
+    res,todo = set(), [tree]
+    while todo:
+        n = todo.pop()
+        if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store): res.add(n.id)
+        elif isinstance(n, (ast.Import, ast.ImportFrom)): res |= {(a.asname or a.name).split('.')[0] for a in n.names}
+        elif isinstance(n, ast.arg): res.add(n.arg)
+        elif isinstance(n, ast.ExceptHandler) and n.name: res.add(n.name)
+        scope = isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp))
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef)): res.add(n.name)
+        if deep or not scope: todo += ast.iter_child_nodes(n)
+    return res
+
 @modules
-def test_imports_stand_alone(nb):
-    "nbdev runs the cells that import something, and no others, when it makes the site: such a cell must hold nothing else"
-    mixed = []
+def test_cells_with_imports_need_no_others(nb):
+    "To make the site, nbdev runs what exports and what imports, and no other cell: those must work without the rest"
+    import builtins
+    known,faults = set(dir(builtins)) | {'display', 'get_ipython'}, []
     for i,src in code_cells(nb):
-        if is_export(src) or directives(src).get('eval') == 'false' or 'nbdev_export()' in src: continue
         tree = parse(src)
-        if any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.walk(tree)) and not all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in tree.body):
-            mixed.append((i, src.splitlines()[:2]))
-    assert not mixed, f'cells that mix imports with other code: {mixed}'
+        imports = any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.walk(tree))
+        if directives(src).get('eval') == 'false' or 'nbdev_export()' in src or not (imports or is_export(src)): continue
+        missing = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} - known - bound(tree)
+        known |= bound(tree, deep=False)
+        if is_export(src): continue                         # what it names inside functions may come later
+        if missing: faults.append(f'cell {i} needs {sorted(missing)}; put its imports into a cell of their own\n{src[:120]}')
+    assert not faults, '\n'.join(faults)
 
 @modules
 def test_notebook_starts_with_title_and_subtitle(nb):
