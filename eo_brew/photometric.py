@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['RGBTransform', 'RGBJitter', 'RGBGreyscale', 'RGBSolarize', 'RGBBlur', 'RGBPipeline', 'deo_photometrics']
 
-# %% ../nbs/03b_photometric.ipynb #569c1cbe
+# %% ../nbs/03b_photometric.ipynb #4eee4de9
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/03b_photometric.ipynb #d79ba381
+from .resample import gaussian_blur
+
+# %% ../nbs/03b_photometric.ipynb #ce60a970
 class RGBTransform:
     "Change randomly chosen samples of an RGB batch. A subclass says how many numbers it draws and what `change` does with them."
     n_draws = 0
@@ -25,15 +26,16 @@ class RGBTransform:
     def __call__(self,
         x:Tensor, # RGB (B,3,H,W), in [0,1]
         generator=None, # CPU `torch.Generator`; None: torch's default one
-    ) -> Tensor: # as `x`, in [0,1]; `x` itself is left alone
+        inplace:bool=False, # write into `x`
+    ) -> Tensor: # as `x`, in [0,1]
         if x.ndim != 4 or x.shape[1] != 3:
             raise ValueError(f"x: shape {tuple(x.shape)}; photometric changes take RGB (B,3,H,W). Get it with `rgb_from(x, sensor)`.")
         u = torch.rand(len(x), 1 + self.n_draws, generator=generator)
-        chosen = (u[:,0] < self.p).nonzero()[:,0]
-        if not len(chosen): return x
-        u, i = u[chosen,1:], chosen.to(x.device, non_blocking=True)
-        if len(chosen) == len(x): return self.change(x, u)
-        return x.index_copy(0, i, self.change(x.index_select(0, i), u))
+        i = (u[:,0] < self.p).nonzero()[:,0]
+        if not len(i): return x
+        if len(i) == len(x): return self.change(x, u[:,1:])
+        u, i = u[i,1:], i.to(x.device, non_blocking=True)
+        return (x if inplace else x.clone()).index_copy_(0, i, self.change(x.index_select(0, i), u))
 
     def change(self, x, u): raise TypeError(f'{type(self).__name__} has no `change(x, u)`')
     def __repr__(self): return f'{type(self).__name__}({", ".join(f"{k}={v}" for k,v in vars(self).items())})'
@@ -66,7 +68,7 @@ class RGBJitter(RGBTransform):
         shift = (x.mean((2, 3))*to_luma).sum(1)[:,None,None]
         return torch.baddbmm(shift.expand(-1, 3, 1), m, x.flatten(2)).view_as(x).clamp_(0, 1)
 
-# %% ../nbs/03b_photometric.ipynb #c725d2d0
+# %% ../nbs/03b_photometric.ipynb #fe667ec7
 class RGBGreyscale(RGBTransform):
     "Replace RGB by its luma."
     def __init__(self,
@@ -102,15 +104,10 @@ class RGBBlur(RGBTransform):
         self.sigma, self.kernel = sigma, kernel
 
     def change(self, x, u):
-        B, C, H, W = x.shape
-        r = min(max(1, round(self.kernel//2*H/224)), H - 1, W - 1)
-        sigma = self.sigma[0] + u*(self.sigma[1] - self.sigma[0])
-        k = torch.softmax(-.5*(torch.arange(-r, r + 1)/sigma)**2, 1).repeat_interleave(C, 0).to(x.device, non_blocking=True)
-        x = F.pad(x, (r, r, r, r), mode='reflect').view(1, B*C, H + 2*r, W + 2*r)
-        x = F.conv2d(F.conv2d(x, k.view(B*C, 1, 2*r + 1, 1), groups=B*C), k.view(B*C, 1, 1, 2*r + 1), groups=B*C)
-        return x.view(B, C, H, W).clamp_(0, 1)
+        r = max(1, round(self.kernel//2*x.shape[2]/224))
+        return gaussian_blur(x, self.sigma[0] + u[:,0]*(self.sigma[1] - self.sigma[0]), r).clamp_(0, 1)
 
-# %% ../nbs/03b_photometric.ipynb #811bed0c
+# %% ../nbs/03b_photometric.ipynb #c2bc9358
 class RGBPipeline:
     "Photometric changes, one after the other."
     def __init__(self,
@@ -120,8 +117,11 @@ class RGBPipeline:
     def __call__(self,
         x:Tensor, # RGB (B,3,H,W), in [0,1]
         generator=None, # CPU `torch.Generator`; None: torch's default one
+        inplace:bool=False, # write into `x`
     ) -> Tensor: # as `x`
-        for step in self.steps: x = step(x, generator=generator)
+        for step in self.steps:
+            new = step(x, generator=generator, inplace=inplace)
+            x, inplace = new, inplace or new is not x
         return x
 
     def __repr__(self): return f'RGBPipeline({", ".join(map(repr, self.steps))})'

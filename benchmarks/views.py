@@ -1,0 +1,92 @@
+"""Time of DEO's views, 2 x 224 + 10 x 96 of 10 bands and RGB with photometric changes, against the usual chain.
+
+    python benchmarks/views.py                  # one CPU thread: the figure of a data-loading core
+    python benchmarks/views.py --device cuda    # the batch on a GPU; the usual chain stays on one CPU thread
+
+Prints milliseconds a sample (median of the repeats) and the ratio. On the CPU the time is that of the process, so that
+other programs on the machine do not count. `--profile` shows where the time goes.
+"""
+import argparse, statistics, time
+
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tvf
+
+from eo_brew.views import MultiCrop
+
+MEASURES = (('global-1', 224, (.4, 1.), 1., 0.), ('global-2', 224, (.4, 1.), .1, .2), *[('local', 96, (.05, .4), .5, 0.)]*10)
+
+
+def usual_chain():
+    "torchvision's transforms, sample by sample and view by view: crop and flip shared, colours on RGB."
+    jitter = v2.RandomApply([v2.ColorJitter(.4, .4, .2, .1)], p=.8)
+    views = []
+    for _, size, scale, blur, solarize in MEASURES:
+        colours = [jitter, v2.RandomGrayscale(.2), v2.RandomApply([v2.GaussianBlur(23, (.1, 2.))], p=blur)]
+        if solarize: colours.append(v2.RandomSolarize(.5, p=solarize))
+        views.append((size, scale, v2.Compose(colours)))
+
+    def one(sample):
+        out = []
+        for size, scale, colours in views:
+            box = v2.RandomResizedCrop.make_params if False else _params(sample['ms'], scale)
+            flip = torch.rand(1).item() < .5
+            view = {k: tvf.resized_crop(x, *box, [size, size], antialias=True) for k, x in sample.items()}
+            if flip: view = {k: tvf.horizontal_flip(x) for k, x in view.items()}
+            view['rgb'] = colours(view['rgb'])
+            out.append(view)
+        return out
+
+    def batch(b):
+        views = [one({'ms': ms, 'rgb': rgb}) for ms, rgb in zip(b['ms'], b['rgb'])]
+        return [{k: torch.stack([s[v][k] for s in views]) for k in b} for v in range(len(MEASURES))]
+    return batch
+
+
+def _params(x, scale):
+    import torchvision.transforms as v1
+    return v1.RandomResizedCrop.get_params(x, list(scale), [3/4, 4/3])
+
+
+def clock(f, device, repeats):
+    "Median seconds of `f()`."
+    times = []
+    for i in range(repeats + 1):
+        torch.manual_seed(i)
+        if device == 'cuda': torch.cuda.synchronize()
+        now = time.process_time if device == 'cpu' else time.perf_counter
+        start = now()
+        f()
+        if device == 'cuda': torch.cuda.synchronize()
+        times.append(now() - start)
+    return statistics.median(times[1:])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
+    parser.add_argument('--bs', type=int, default=16, help='samples in a batch')
+    parser.add_argument('--size', type=int, default=256, help='pixels of a patch, a side')
+    parser.add_argument('--repeats', type=int, default=7)
+    parser.add_argument('--profile', action='store_true')
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    g = torch.Generator().manual_seed(0)
+    cpu = {'ms': torch.rand(args.bs, 10, args.size, args.size, generator=g)*4000, 'rgb': torch.rand(args.bs, 3, args.size, args.size, generator=g)}
+    batch = {k: x.to(args.device) for k, x in cpu.items()}
+    ms = lambda f, device=args.device: 1e3*clock(f, device, args.repeats)/args.bs
+    crop, bare, usual = MultiCrop(), MultiCrop(photometric=False), usual_chain()
+    ours, geometry, theirs = ms(lambda: crop(batch)), ms(lambda: bare(batch)), ms(lambda: usual(cpu), 'cpu')
+    masked = {**batch, 'ms_valid': torch.rand(args.bs, 1, args.size, args.size, generator=g).to(args.device) > .001}
+    print(f'2 x 224 + 10 x 96, 10 bands + RGB, patch {args.size}, batch {args.bs}, {args.device}, torch {torch.__version__}, one CPU thread')
+    print(f'MultiCrop            {ours:7.2f} ms a sample')
+    print(f'  without photometrics {geometry:5.2f}')
+    print(f'  with a valid mask    {ms(lambda: crop(masked)):5.2f}')
+    print(f'torchvision v2 chain {theirs:7.2f} ms a sample (CPU)')
+    print(f'ratio                {theirs/ours:7.2f}')
+    if args.profile:
+        with torch.profiler.profile() as p: crop(batch)
+        print(p.key_averages().table(sort_by='self_cpu_time_total' if args.device == 'cpu' else 'self_cuda_time_total', row_limit=20, max_name_column_width=40))
+
+
+if __name__ == '__main__': main()
