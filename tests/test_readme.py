@@ -35,6 +35,18 @@ def test_commands_of_eo_brew_exist():
         assert r.returncode == 0, r.stderr
         for option in re.findall(r'--[\w-]+', rest): assert option in r.stdout, f'eo_brew {command} has no {option}'
 
+def test_python_fits_the_package():
+    "The Python of README calls functions that exist with arguments that they take"
+    import ast, importlib, inspect
+    for block in re.findall(r'```python\n(.*?)```', README, re.S):
+        tree,names = ast.parse(block), {}
+        for n in ast.walk(tree):
+            if isinstance(n, ast.ImportFrom):
+                for a in n.names: names[a.name] = getattr(importlib.import_module(n.module), a.name)
+        for n in ast.walk(tree):
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in names:
+                inspect.signature(names[n.func.id]).bind(*n.args, **{k.arg: k.value for k in n.keywords})
+
 def test_links_lead_to_files():
     links = re.findall(r'\]\(([^)#\s]+)[^)]*\)', README) + re.findall(r'src="([^"]+)"', README)
     lost = [l for l in links if not re.match(r'\w+:', l) and not (ROOT/l).exists()]

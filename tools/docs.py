@@ -6,6 +6,7 @@
 With Quarto installed, `nbdev_readme` and `nbdev_docs` build the same from the same files.
 """
 import argparse, json, re, shutil, subprocess, sys
+from configparser import ConfigParser
 from html import unescape
 from pathlib import Path
 
@@ -25,6 +26,13 @@ def cells(
             lines = [l for l in lines if not l.startswith('#|')]
         res.append((c['cell_type'], directives, '\n'.join(lines).strip(), c.get('outputs', [])))
     return res
+
+
+def settings()->dict: # settings.ini
+    "What settings.ini says"
+    cfg = ConfigParser(delimiters=['='])
+    cfg.read(ROOT/'settings.ini', encoding='utf-8')
+    return cfg['DEFAULT']
 
 
 # README ---------------------------------------------------------------------------------------------------------------
@@ -56,7 +64,7 @@ def readme()->str: # the text of README.md
     "README.md from nbs/index.ipynb, links made relative to the top folder"
     body = '\n\n'.join(filter(None, map(as_markdown, cells(ROOT/'nbs/index.ipynb'))))
     body = re.sub(r'(\]\(|src=")(?!\w+:|#|/)', r'\1nbs/', body)          # [text](x) and <img src="x">, not to the outside
-    body = body.replace('](nbs/../', '](')
+    body = re.sub(r'\]\(' + re.escape(settings()['git_url']) + r'/blob/\w+/', '](', body)
     return '<!-- Made by `python tools/docs.py readme` from nbs/index.ipynb: edit that. -->\n\n' + body + '\n'
 
 
