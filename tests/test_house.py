@@ -71,14 +71,14 @@ def test_no_star_import_is_exported(nb):
 
 @modules
 def test_every_export_is_followed_by_an_example(nb):
-    "Between a cell that exports something public and the next exported cell stands code that uses it"
-    cells = code_cells(nb)
-    bare = []
-    for k,(i,src) in enumerate(cells):
-        if not is_export(src) or 'exporti' in directives(src) or not list(public(src)): continue
-        after = cells[k+1][1] if k+1 < len(cells) else ''
-        if not after or is_export(after) or 'nbdev_export' in after: bare.append((i, [n for n,_ in public(src)][:3]))
-    assert not bare, f'exported without an example or a test behind: {bare}'
+    "At most three exported cells (a class and its patches) stand in a row before one that uses them"
+    rows,row = [], []
+    for i,src in code_cells(nb) + [(-1, '')]:
+        if is_export(src): row += [(i, [n for n,_ in public(src)])] if list(public(src)) else []
+        elif row:
+            if 'nbdev_export()' in src or i < 0 or len(row) > 3: rows.append(row)
+            row = []
+    assert not rows, f'exported cells without an example or a test behind: {rows}'
 
 @modules
 def test_public_names_have_docstrings_and_docments(nb):
