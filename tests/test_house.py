@@ -136,6 +136,22 @@ def test_cells_with_imports_need_no_others(nb):
     assert not faults, '\n'.join(faults)
 
 @modules
+def test_quoted_annotations_are_known(nb):
+    "nbdev shows a signature right after its cell: a quoted annotation must name something that is there by then"
+    import builtins
+    known,faults = set(dir(builtins)), []
+    for i,src in code_cells(nb):
+        tree = parse(src)
+        if is_export(src) or any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in tree.body): known |= bound(tree, deep=False)
+        if not is_export(src): continue
+        quoted = [n.annotation for n in ast.walk(tree) if isinstance(n, (ast.arg, ast.AnnAssign)) and isinstance(n.annotation, ast.Constant)]
+        for a in quoted:
+            if isinstance(a.value, str):
+                late = {n.id for n in ast.walk(ast.parse(a.value)) if isinstance(n, ast.Name)} - known
+                if late: faults.append((i, a.value))
+    assert not faults, f'(cell, annotation) with names that come later: {faults}'
+
+@modules
 def test_notebook_starts_with_title_and_subtitle(nb):
     first = read_nb(nb).cells[0]
     assert first.cell_type == 'markdown' and re.match(r'# .+\n+> .+', first.source), 'first cell: `# Title`, empty line, `> one line`'
