@@ -111,7 +111,7 @@ def _raster_files(path) -> list:
     near = [p.name for p in parent.glob('*')][:50] if parent.is_dir() else []
     raise ValueError(f'path={str(path)!r} does not exist. ' + (nearest(Path(path).name, near) if near else f'Nor does {parent}.'))
 
-# %% ../nbs/02_rasters.ipynb #388de061
+# %% ../nbs/02_rasters.ipynb #2b3e7a10
 def _offset(sensor:Sensor, found:list) -> float:
     "What to add to the numbers of these files."
     if 'EO_OFFSET' in found[0].tags: return float(found[0].tags['EO_OFFSET'])
@@ -125,8 +125,7 @@ def _gain(sensor:Sensor, dtype:str) -> float:
     return 1/np.iinfo(dtype).max if np.dtype(dtype).kind in 'iu' else 1.
 
 def _nodata(given, found:list, sensor:Sensor):
-    value = next((v for v in (given, found[0].nodata, sensor.nodata) if v is not None), None)
-    return None if value is None or np.isnan(value) else value
+    return next((v for v in (given, found[0].nodata, sensor.nodata) if v is not None), None)
 
 def _is_array(path) -> bool: return os.fspath(path).rstrip('/').lower().endswith(ARRAY_EXT) if not isinstance(path, Scene) else False
 

@@ -140,7 +140,7 @@ def close_handles():
     "Close this thread's open datasets, e.g. before their files are deleted or replaced."
     while handles.open: handles.open.popitem()[1].close()
 
-# %% ../nbs/01c_reading.ipynb #aa643987
+# %% ../nbs/01c_reading.ipynb #586e3c00
 def read_window(
     scene:Scene, # from `open_scene`
     window:tuple=None, # (y, x, height, width) in pixels of the scene's grid; None: all
@@ -171,7 +171,7 @@ def raw(self:Scene, window:Window, size:tuple) -> tuple: # numbers of the files 
     if have[0].masked: return x, np.broadcast_to(src.dataset_mask(window=window, out_shape=size) == 0, x.shape)
     if self.nodata is None and self.saturated is None: return x, None
     near = x if native and plain else src.read(**kw)
-    bad = near == self.nodata if self.nodata is not None else np.zeros(x.shape, bool)
+    bad = np.zeros(x.shape, bool) if self.nodata is None else np.isnan(near) if np.isnan(self.nodata) else near == self.nodata
     return x, bad if self.saturated is None else bad | (near == self.saturated)
 
 def physical(scene:Scene, raw:np.ndarray, bad) -> tuple:
