@@ -9,19 +9,23 @@ other programs on the machine do not count. `--profile` shows where the time goe
 import argparse, statistics, time
 
 import torch
-from torchvision.transforms import v2
+from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as tvf
 
 from eo_brew.views import MultiCrop
 
-MEASURES = (('global-1', 224, (.4, 1.), 1., 0.), ('global-2', 224, (.4, 1.), .1, .2), *[('local', 96, (.05, .4), .5, 0.)]*10)
+VIEWS = (  # name, pixels, area, share blurred, share solarised
+    ('global-1', 224, (.4, 1.), 1., 0.),
+    ('global-2', 224, (.4, 1.), .1, .2),
+    *[('local', 96, (.05, .4), .5, 0.)]*10,
+)
 
 
 def usual_chain():
     "torchvision's transforms, sample by sample and view by view: crop and flip shared, colours on RGB."
     jitter = v2.RandomApply([v2.ColorJitter(.4, .4, .2, .1)], p=.8)
     views = []
-    for _, size, scale, blur, solarize in MEASURES:
+    for _, size, scale, blur, solarize in VIEWS:
         colours = [jitter, v2.RandomGrayscale(.2), v2.RandomApply([v2.GaussianBlur(23, (.1, 2.))], p=blur)]
         if solarize: colours.append(v2.RandomSolarize(.5, p=solarize))
         views.append((size, scale, v2.Compose(colours)))
@@ -29,7 +33,7 @@ def usual_chain():
     def one(sample):
         out = []
         for size, scale, colours in views:
-            box = v2.RandomResizedCrop.make_params if False else _params(sample['ms'], scale)
+            box = RandomResizedCrop.get_params(sample['ms'], list(scale), [3/4, 4/3])
             flip = torch.rand(1).item() < .5
             view = {k: tvf.resized_crop(x, *box, [size, size], antialias=True) for k, x in sample.items()}
             if flip: view = {k: tvf.horizontal_flip(x) for k, x in view.items()}
@@ -39,13 +43,8 @@ def usual_chain():
 
     def batch(b):
         views = [one({'ms': ms, 'rgb': rgb}) for ms, rgb in zip(b['ms'], b['rgb'])]
-        return [{k: torch.stack([s[v][k] for s in views]) for k in b} for v in range(len(MEASURES))]
+        return [{k: torch.stack([s[v][k] for s in views]) for k in b} for v in range(len(VIEWS))]
     return batch
-
-
-def _params(x, scale):
-    import torchvision.transforms as v1
-    return v1.RandomResizedCrop.get_params(x, list(scale), [3/4, 4/3])
 
 
 def clock(f, device, repeats):

@@ -40,7 +40,7 @@ class RGBTransform:
     def change(self, x, u): raise TypeError(f'{type(self).__name__} has no `change(x, u)`')
     def __repr__(self): return f'{type(self).__name__}({", ".join(f"{k}={v}" for k,v in vars(self).items())})'
 
-# %% ../nbs/03b_photometric.ipynb #5b4aed15
+# %% ../nbs/03b_photometric.ipynb #f79ae7f4
 _YIQ = torch.tensor([[.299, .587, .114], [.595716, -.274453, -.321263], [.211456, -.522591, .311135]])
 
 
@@ -61,7 +61,7 @@ class RGBJitter(RGBTransform):
         most = u.new_tensor([self.brightness, self.contrast, self.saturation, self.hue])
         b, c, s, turn = ((2*u - 1)*most + u.new_tensor([1., 1., 1., 0.])).unbind(1)
         cos, sin, zero = s*(math.tau*turn).cos(), s*(math.tau*turn).sin(), torch.zeros_like(b)
-        m = torch.stack([zero + 1, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
+        m = torch.stack([zero + 1, zero, zero, zero, cos, sin, zero, -sin, cos], 1).view(-1, 3, 3)
         m = torch.linalg.inv(_YIQ) @ m @ _YIQ * (b*c)[:,None,None]
         to_luma = _YIQ[0]*((1 - c)*b)[:,None]
         m, to_luma = (o.to(x.device, non_blocking=True) for o in (m, to_luma))

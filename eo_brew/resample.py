@@ -37,8 +37,8 @@ def _triangle(
     w = w/w.sum(-1, keepdim=True)
     return w.new_zeros(len(w), n_out, n_in).scatter_add_(2, j.clamp(0, n_in - 1).long(), w)
 
-# %% ../nbs/03a_resample.ipynb #04891138
-def _bands(a, b, n_in, n_out, flip=False, step=32):
+# %% ../nbs/03a_resample.ipynb #9aa7568f
+def _bands(a, b, n_in, n_out, flip=False, step=48):
     "Slices (outputs, inputs) that hold all that is not zero in `_triangle`'s weights."
     scale, out = (b - a)/n_out, []
     for i in range(0, n_out, step):
