@@ -113,13 +113,27 @@ def with_formulas(
     page = re.sub(r'<span class="math (inline|display)">\\([(\[])(.*?)\\[)\]]</span>', one, page, flags=re.S)
     return re.sub(r'<(script|link)\b[^>]*katex[^>]*>(</script>)?\s*', '', page)
 
+def run_imports_only():
+    "Of a demonstration that imports something let nbdev run the imports alone: the rest needs cells that it does not run"
+    import ast
+    from nbdev import processors
+    original = processors.exec_show_docs.__call__
+    def light(self, cell):
+        trees = cell.parsed_() if cell.cell_type == 'code' and not cell.directives_.keys() & {'export', 'exports', 'exporti'} else None
+        imports = [t for t in trees or [] if isinstance(t, (ast.Import, ast.ImportFrom))]
+        if not trees or len(imports) == len(trees) or processors._show_docs(trees): return original(self, cell)
+        if imports and hasattr(self, 'k') and self.nb.has_docs_ and cell.directives_.get('eval:', [''])[0] != 'false':
+            self.k.run_cell('\n'.join(map(ast.unparse, imports)))
+    processors.exec_show_docs.__call__ = light
+
 def site()->Path: # folder of the site
     "Build the site: nbdev prepares the notebooks, smalldocs renders them from `_quarto.yml`"
     from nbdev.config import get_config
     from nbdev.serve import proc_nbs
     cfg = get_config()
     shutil.rmtree(ROOT/'_proc', ignore_errors=True)
-    proc = Path(proc_nbs(str(cfg.nbs_path)))
+    run_imports_only()
+    proc = Path(proc_nbs(str(cfg.nbs_path), n_workers=0))       # one process: what the notebooks import is imported once
     nbs = list(proc.rglob('*.ipynb'))
     expected = [p for p in cfg.nbs_path.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(cfg.nbs_path).parts)]
     if len(nbs) != len(expected): raise SystemExit(f'nbdev processed {len(nbs)} of {len(expected)} notebooks')
