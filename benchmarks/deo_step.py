@@ -1,0 +1,126 @@
+"""Images/s of a DEO training step: eo_brew's learner against a plain transcription of the released schedule, in one run.
+
+The plain version does what DEO-FM's training loop does, written out anew: one pass per modality and view size (four a
+step), torch's ordinary AdamW, a Python loop for the moving average and one for the clipping, per-sample views on the
+CPU. Both have the same student, heads, teachers, losses and crops. The order of the two alternates; medians are printed.
+
+    python benchmarks/deo_step.py [--arch vit_tiny_patch16_224] [--bs 4] [--repeats 5] [--device cuda] [--bf16] [--compile]
+"""
+import argparse
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fastai.torch_core import set_seed
+from torchvision.transforms import v2
+
+from eo_brew.coding_rate import SimDINOLoss
+from eo_brew.data import eo_dataloaders
+from eo_brew.deo import DEOModel, deo_learner
+from eo_brew.losses import cls_distill_loss, patch_distill_loss
+from eo_brew.rasters import sample_scene
+from eo_brew.runs import S2_GROUND_BANDS
+from eo_brew.targets import with_rgb
+from eo_brew.teachers import efficientnet_lite_teacher
+
+
+class PlainStep:
+    "One training step after the released schedule."
+    def __init__(self, learn, vfm, sensor, bf16):
+        self.model, self.vfm, self.sensor, self.bf16 = learn.model, vfm, sensor, bf16
+        self.params = [p for p in self.model.parameters() if p.requires_grad]
+        self.opt = torch.optim.AdamW(self.params, lr=1e-4, foreach=False)
+        self.sim = SimDINOLoss()
+        jitter = v2.Compose([v2.RandomApply([v2.ColorJitter(.4, .4, .2, .1)], .8), v2.RandomGrayscale(.2), v2.RandomApply([v2.GaussianBlur(23, (.1, 2.))], .5)])
+        self.jitter = jitter
+
+    def views(self, batch):
+        "Per sample, per view, on the CPU, as a Dataset's transform would do it."
+        out = []
+        for size, scale, n in ((224, (.4, 1.), 2), (96, (.05, .4), 10)):
+            for _ in range(n):
+                ms, rgb = [], []
+                for m, r in zip(batch['ms'].cpu(), batch['rgb'].cpu()):
+                    i, j, h, w = v2.RandomResizedCrop.get_params(m, scale, (3/4, 4/3)) if hasattr(v2.RandomResizedCrop, 'get_params') else _box(m, scale)
+                    flip = torch.rand(()) < .5
+                    a, b = (v2.functional.resized_crop(t, i, j, h, w, [size, size], antialias=True) for t in (m, r))
+                    if flip: a, b = a.flip(-1), b.flip(-1)
+                    ms.append(a); rgb.append(self.jitter(b.clamp(0, 1)))
+                out.append({'ms': torch.stack(ms).to(batch['ms'].device), 'rgb': torch.stack(rgb).to(batch['ms'].device)})
+        return out
+
+    def __call__(self, batch):
+        model, B = self.model, len(batch['ms'])
+        views = self.views(with_rgb(batch, self.sensor))
+        glob, loc = views[:2], views[2:]
+        cat = lambda vs, m: torch.cat([v[m] for v in vs])
+        with torch.autocast(batch['ms'].device.type, torch.bfloat16, enabled=self.bf16):
+            with torch.no_grad():
+                t_ms = model.teacher(cat(glob, 'ms')).unflatten(0, (2, -1))
+                t = self.vfm(cat(glob, 'rgb'))
+            enc = model.encoder
+            ms = torch.cat([enc(cat(vs, 'ms'), modality='ms').cls for vs in (glob, loc)])
+            g = enc(cat(glob, 'rgb'), modality='rgb', layers=model.layers)
+            cls = torch.cat([g.cls, enc(cat(loc, 'rgb'), modality='rgb').cls])
+            s_ms, s_cls = model.student.head(ms).unflatten(0, (-1, B)), model.heads['cls'](cls).unflatten(0, (-1, B))
+            dense = [patch_distill_loss(model.heads[k](s.patches), q.patches, s.grid, q.grid) for k, s, q in zip(('mid', 'late'), g.layers, t.layers)]
+            loss = self.sim(s_ms, t_ms) + .5*(cls_distill_loss(s_cls, t.cls.unflatten(0, (2, -1))) + sum(dense)/2)
+        self.opt.zero_grad(); loss.backward()
+        for p in self.params:
+            if p.grad is not None and (n := p.grad.norm()) > 3: p.grad.mul_(3/(n + 1e-6))
+        self.opt.step()
+        with torch.no_grad():
+            for p, q in zip(model.student.parameters(), model.teacher.parameters()): q.mul_(.996).add_(p, alpha=.004)
+        return loss
+
+
+def _box(x, scale):
+    h, w = x.shape[-2:]
+    s = (h*w*np.random.uniform(*scale))**.5
+    s = int(min(max(s, 8), h))
+    return np.random.randint(0, h - s + 1), np.random.randint(0, w - s + 1), s, s
+
+
+def learner_step(learn, batch):
+    "One step through fastai's own loop, with all callbacks."
+    learn.one_batch(0, (dict(batch),))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--arch', default='vit_tiny_patch16_224'); p.add_argument('--bs', type=int, default=4)
+    p.add_argument('--repeats', type=int, default=5); p.add_argument('--device', default='cpu')
+    p.add_argument('--bf16', action='store_true'); p.add_argument('--compile', action='store_true')
+    args = p.parse_args()
+    set_seed(0)
+    dls = eo_dataloaders(sample_scene(), sensor='sentinel2_l1c', bands=S2_GROUND_BANDS, size=256, bs=args.bs, n=max(64, 4*args.bs), valid_pct=.05, device=args.device)
+    vfm = efficientnet_lite_teacher().to(args.device)
+    learners = [deo_learner(dls, args.arch, vfm) for _ in range(2)]
+    for l in learners: l.model.to(args.device).train()
+    ours, plain = learners[0], PlainStep(learners[1], vfm, dls.sensors['ms'], args.bf16)
+    if args.bf16: ours.to_bf16()
+    if args.compile: ours.model.encoder.compile()
+    batch = dls.train.one_batch()[0]
+    times = {'plain': [], 'eo_brew': []}
+    sync = torch.cuda.synchronize if args.device == 'cuda' else (lambda: None)
+    def timed(name, f):
+        sync(); t = time.perf_counter(); f(); sync(); times[name].append(time.perf_counter() - t)
+    class Bench(Exception): pass
+    # the learner's own loop needs fit's set-up: one epoch is begun, the benchmark runs inside it
+    from fastai.callback.core import Callback, CancelFitException
+    class Inside(Callback):
+        order = 200
+        def before_train(self):
+            self.learn.n_iter = 10**6
+            for r in range(args.repeats + 1):
+                for name, f in (('plain', lambda: plain(batch)), ('eo_brew', lambda: learner_step(self.learn, batch)))[::1 if r % 2 else -1]: timed(name, f)
+            raise CancelFitException()
+    ours.add_cb(Inside())
+    with ours.no_logging(), ours.no_mbar(): ours.fit(1)
+    med = {k: np.median(v[1:]) for k, v in times.items()}
+    for k, v in med.items(): print(f'{k:8s} {v*1e3:8.0f} ms a step   {args.bs/v:7.2f} images/s')
+    print(f'ratio    {med["plain"]/med["eo_brew"]:.2f}x   ({args.arch}, 2x224 + 10x96, batch {args.bs}, {args.device}, {torch.get_num_threads()} threads, medians of {args.repeats})')
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,231 @@
+"DEO end to end on the shipped scene, and the faults of the released code that must not come back."
+import copy
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.torch_core import set_seed
+from torch import nn
+
+from eo_brew.callbacks import EMACallback
+from eo_brew.coding_rate import coding_rate
+from eo_brew.data import eo_dataloaders
+from eo_brew.deo import DEOLoss, DEOModel, deo_learner, distill_layers
+from eo_brew.encoders import create_encoder
+from eo_brew.rasters import sample_scene
+from eo_brew.targets import VFMTargets
+from eo_brew.teachers import efficientnet_lite_teacher
+from eo_brew.views import MultiCrop
+from eo_brew.weights import load_encoder, save_encoder
+
+TINY = dict(img_size=32, patch_size=8, embed_dim=48, depth=6, num_heads=3)
+BANDS = ['B02', 'B03', 'B04', 'B08', 'B11']
+
+
+@pytest.fixture(scope='module')
+def vfm(): return efficientnet_lite_teacher()
+
+
+def loaders(seed=0, bs=8): return eo_dataloaders(sample_scene(), sensor='sentinel2_l1c', bands=BANDS, size=64, bs=bs, n=48, seed=seed)
+
+
+def learner(vfm, arch='vit_tiny_patch16_224', encoder=TINY, dls=None, **kwargs):
+    set_seed(0)
+    views = kwargs.pop('views', MultiCrop(n_local=1, global_size=32, local_size=16))
+    learn = deo_learner(dls or loaders(), arch, vfm, views=views, hidden=64, head_dim=32, **encoder, **kwargs)
+    learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else None
+    return learn
+
+
+def fit(learn, n=1):
+    with learn.no_logging(): learn.fit(n)
+    return learn
+
+
+def test_all_parts_are_in_the_table_and_finite(vfm):
+    learn = fit(learner(vfm), 2)
+    assert list(learn.recorder.metric_names)[3:-1] == ['agreement', 'expansion', 'cls', 'patch']
+    for row in learn.recorder.values: assert all(torch.isfinite(torch.tensor(float(v))) for v in row)
+    assert learn.recorder.losses[-1] < learn.recorder.losses[0]
+
+
+def test_the_same_seed_gives_the_same_run(vfm):
+    a, b = (fit(learner(vfm)) for _ in range(2))
+    assert [float(x) for x in a.recorder.losses] == [float(x) for x in b.recorder.losses]
+    assert all(torch.equal(x, y) for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values()))
+
+
+def test_another_process_would_draw_the_same_windows():
+    a, b = loaders(seed=3), loaders(seed=3)
+    assert (a.train_ds.windows.rows == b.train_ds.windows.rows).all()
+    assert [x[0]['index'].tolist() for x in a.train] == [x[0]['index'].tolist() for x in b.train]
+    assert [x[0]['index'].tolist() for x in a.train] != [x[0]['index'].tolist() for x in loaders(seed=4).train]
+
+
+@pytest.mark.parametrize('options', [dict(distill_from=('rgb', 'ms')), dict(standardize=True), dict(self_distill=False),
+                                     dict(same_view=False), dict(cache=True, views=MultiCrop(n_local=1, global_size=32, local_size=16, strides={'vfm_mid': 8, 'vfm_late': 8}))],
+                         ids=lambda o: next(iter(o)))
+def test_every_option_learns(vfm, options):
+    learn = fit(learner(vfm, **options))
+    assert torch.isfinite(torch.stack([torch.as_tensor(float(x)) for x in learn.recorder.losses])).all()
+
+
+def test_without_an_optical_teacher():
+    learn = fit(learner(None))
+    assert list(learn.recorder.metric_names)[3:-1] == ['agreement', 'expansion'] and not len(learn.model.heads)
+    with pytest.raises(ValueError, match='no teacher'): learner(None, self_distill=False)
+
+
+def test_swin_student(vfm):
+    swin = dict(img_size=64, embed_dim=24, depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 3), window_size=4)
+    learn = fit(learner(vfm, 'swin_tiny_patch4_window7_224', swin, views=MultiCrop(n_local=1, global_size=64, local_size=32)))
+    assert distill_layers(learn.model.encoder) == (2, 3)
+    assert torch.isfinite(torch.as_tensor(float(learn.recorder.losses[-1])))
+
+
+def test_fastai_around_it(vfm, capsys):
+    learn = learner(vfm)
+    assert 'ProjectionHead' in str(learn.summary()) or 'Linear' in str(learn.summary())
+    learn.dls.show_batch(max_n=2); learn.show_views(max_n=1)
+    fit(learn.to_bf16()); learn.to_fp32()
+
+
+def test_unknown_names_say_what_is_near(vfm):
+    with pytest.raises(ValueError, match='vit_small_patch16_224'): learner(vfm, 'vit_smal_patch16_224', {})
+    with pytest.raises(ValueError, match='vit_base_patch16_dinov3'): deo_learner(loaders(), vfm='vit_base_patch16_dinov33', **TINY)
+
+
+def test_batch_of_one_is_refused_in_training(vfm):
+    with pytest.raises(ValueError, match='batch of 1'): fit(learner(vfm, dls=loaders(bs=1)))
+
+
+# -- faults of the released code ---------------------------------------------------------------------------------------
+
+def test_mid_is_the_earlier_layer(vfm):
+    "Released: the ViT returns (late, mid) where the loop unpacks (mid, late)."
+    encoder = create_encoder('vit_tiny_patch16_224', {'ms': 3, 'rgb': 3}, **TINY)
+    model = DEOModel(encoder, {'cls': 5, 'mid': 6, 'late': 7}, hidden=16).eval()
+    x = torch.rand(2, 3, 32, 32)
+    seen = {}
+    for i in model.layers: encoder.trunk.blocks[i].register_forward_hook(lambda m, a, o, i=i: seen.__setitem__(i, o))
+    with torch.no_grad():
+        model([{'ms': x, 'rgb': x}]*2)
+        out, n = model([{'ms': x, 'rgb': x}]*2), encoder.trunk.num_prefix_tokens
+        rgb = slice(4, 8)                                                    # both modalities in one pass, ms first
+        for k, i in zip(('mid', 'late'), model.layers): torch.testing.assert_close(out[k]['rgb'][0], model.heads[k](seen[i][rgb, n:]), atol=1e-5, rtol=1e-4)
+
+
+def test_student_layers_have_the_teachers_depth():
+    "Released: student blocks (5, 11) against teacher blocks (8, 11)."
+    assert distill_layers(create_encoder('vit_tiny_patch16_224', {'ms': 3})) == (8, 11)
+
+
+def test_ema_teacher_has_no_stochastic_depth(vfm):
+    "Released: the EMA teacher is left in training mode."
+    learn = learner(vfm, drop_path=.5)
+    modes = []
+    class Look(Callback):
+        def before_step(self): modes.append(any(m.training for m in learn.model.teacher.modules()))
+    learn.add_cb(Look()); fit(learn)
+    assert modes and not any(modes)
+    x = learn.dls.train.one_batch()[0]['ms']
+    learn.model.train()
+    assert torch.equal(learn.model.teacher(x), learn.model.teacher(x))
+
+
+def test_the_teacher_is_not_trained_and_follows(vfm):
+    learn = learner(vfm)
+    start = copy.deepcopy(learn.model.teacher.state_dict())
+    fit(learn)
+    trained = {id(p) for g in learn.opt.param_lists for p in g}
+    assert not any(id(p) in trained for p in learn.model.teacher.parameters())
+    moved = [k for k, v in learn.model.teacher.state_dict().items() if v.is_floating_point() and not torch.equal(v, start[k])]
+    assert moved
+
+
+def test_aligned_views_count_in_the_cls_loss():
+    "Released: pairs of the same view are left out."
+    rows = lambda *s: nn.functional.normalize(torch.randn(*s, generator=torch.Generator().manual_seed(0)), dim=-1)
+    t = rows(2, 4, 8)
+    pred = {'cls': {'rgb': t.clone()}, 'mid': {'rgb': (rows(8, 4, 8), (2, 2))}, 'late': {'rgb': (rows(8, 4, 8), (2, 2))}}
+    target = {'cls': t, 'mid': (rows(8, 4, 8), (2, 2)), 'late': (rows(8, 4, 8), (2, 2))}
+    paper, released = DEOLoss(), DEOLoss(same_view=False)
+    paper(pred, target); released(pred, target)
+    cross = (t[0]*t[1]).sum(-1).mean()
+    torch.testing.assert_close(paper.parts['cls'], 1 - (1 + cross)/2)
+    torch.testing.assert_close(released.parts['cls'], 1 - cross)
+
+
+def test_any_token_grid(vfm):
+    "Released: the token grid is fixed to 14 x 14."
+    learn = learner(vfm, views=MultiCrop(n_local=1, global_size=48, local_size=24))
+    fit(learn)
+    assert torch.isfinite(torch.as_tensor(float(learn.recorder.losses[-1])))
+
+
+def test_saved_encoder_is_the_trained_one(vfm, tmp_path):
+    "Released: training patch 16 against loading patch 8, and random weights without a word."
+    learn = fit(learner(vfm))
+    save_encoder(learn, tmp_path/'e.safetensors')
+    again, x = load_encoder(tmp_path/'e.safetensors').eval(), learn.dls.valid.one_batch()[0]['ms']
+    assert again.patch_size == learn.model.encoder.patch_size
+    with torch.no_grad(): torch.testing.assert_close(again(x).patches, learn.model.encoder.eval()(x).patches)
+    with pytest.raises(ValueError, match='nothing.safetensors'): load_encoder(tmp_path/'nothing.safetensors')
+
+
+def test_invalid_ground_does_not_count(vfm):
+    "Tokens over nodata have weight 0 in the patch loss."
+    rows = lambda *s: nn.functional.normalize(torch.randn(*s, generator=torch.Generator().manual_seed(1)), dim=-1)
+    s, t = rows(4, 4, 8), rows(4, 4, 8)
+    valid = torch.ones(4, 1, 16, 16); valid[:, :, :, 8:] = 0
+    pred = lambda s: {'cls': {'rgb': rows(2, 2, 8)}, 'mid': {'rgb': (s, (2, 2))}, 'late': {'rgb': (s, (2, 2))}}
+    target = {'cls': rows(2, 2, 8), 'mid': (t, (2, 2)), 'late': (t, (2, 2)), 'weight': valid}
+    loss = DEOLoss(); loss(pred(s), target); first = loss.parts['patch']
+    other = s.clone(); other[:, 1::2] = -other[:, 1::2]                      # the right half of the ground
+    loss(pred(other), target)
+    torch.testing.assert_close(loss.parts['patch'], first)
+    del target['weight']; loss(pred(other), target)
+    assert abs(loss.parts['patch'] - first) > 1e-4
+
+
+def test_whole_loss_equals_plain_loops(vfm):
+    "METHODS 1.4 written out with loops over views, samples and tokens."
+    g = torch.Generator().manual_seed(2)
+    rows = lambda *s: nn.functional.normalize(torch.randn(*s, generator=g), dim=-1)
+    V, B, D, W, eps = 4, 5, 16, 6, .05
+    s, t, o, c = rows(V, B, D), rows(2, B, D), rows(V, B, W), rows(2, B, W)
+    m, l, tm, tl = rows(2*B, 9, W), rows(2*B, 9, W), rows(2*B, 9, W), rows(2*B, 9, W)
+    pred = {'ms': s, 'cls': {'rgb': o}, 'mid': {'rgb': (m, (3, 3))}, 'late': {'rgb': (l, (3, 3))}}
+    target = {'ms': t, 'cls': c, 'mid': (tm, (3, 3)), 'late': (tl, (3, 3))}
+    A = torch.stack([t[i, b] @ s[v, b] for i in range(2) for v in range(V) if v != i for b in range(B)]).mean()
+    E = 0.
+    for i in range(2):
+        z = (s[i] + t[i])/2
+        cov = sum(torch.outer(z[b], z[b]) for b in range(B))
+        E = E + .5*torch.logdet(torch.eye(D) + D/(B*eps)*cov)
+    E = (D + B)/(D*B)*.5*E
+    cls = 1 - torch.stack([c[i, b] @ o[v, b] for i in range(2) for v in range(V) for b in range(B)]).mean()
+    patch = 1 - .5*((m*tm).sum(-1).mean() + (l*tl).sum(-1).mean())
+    torch.testing.assert_close(DEOLoss(eps=eps)(pred, target), -A - E + .5*(cls + patch), atol=1e-5, rtol=1e-5)
+    assert torch.isfinite(coding_rate(s[0]))
+
+
+def test_cancelled_steps_leave_the_teacher_alone(vfm):
+    from fastai.callback.core import CancelStepException
+    learn = learner(vfm)
+    class Cancel(Callback):
+        order = EMACallback.order - 1
+        def before_step(self): raise CancelStepException()
+    learn.add_cb(Cancel())
+    with torch.no_grad():
+        for p in learn.model.student.parameters(): p.add_(.1)
+    start = copy.deepcopy(learn.model.teacher.state_dict())
+    fit(learn)
+    assert all(torch.equal(v, start[k]) for k, v in learn.model.teacher.state_dict().items())
+
+
+def test_the_optical_teacher_stays_outside_the_model(vfm):
+    learn = learner(vfm)
+    cb = next(c for c in learn.cbs if isinstance(c, VFMTargets))
+    mine = {id(p) for p in learn.model.parameters()}
+    assert not any(id(p) in mine for p in cb.vfm.parameters()) and not any(p.requires_grad for p in cb.vfm.parameters())
