@@ -105,7 +105,7 @@ def _resize(x, bad, size:tuple, kernel:str) -> tuple:
     weight = soft(~bad)
     return soft(np.where(bad, 0, x))/np.maximum(weight, 1e-6), (near(bad) > .5) | (weight < 1e-3)
 
-# %% ../nbs/01d_arrays.ipynb #22466ab7
+# %% ../nbs/01d_arrays.ipynb #c140fe39
 def open_arrays(
     path, # .h5, .hdf5, .nc or .zarr
     sensor:Sensor, # whose bands to look for
@@ -127,9 +127,16 @@ def open_arrays(
     at = dict(zip(layout, a.shape))
     shape, (transform, wkt) = (at['y'], at['x']), _georeference(src, layout, crs)
     files = tuple(BandFile(path, i, shape, transform, wkt, str(a.dtype), nodata, v, stamp=file_stamp(path)) for v, i in map(refs.get, wanted.band_names))
-    many = 'n' in layout
-    return [ArrayScene(f'{path}#{i}' if many else path, wanted, files, shape, transform, wkt, offset, gain, nodata, layer=i, layout=layout)
+    names = _layer_names(a, layout, path)
+    return [ArrayScene(names[i], wanted, files, shape, transform, wkt, offset, gain, nodata, layer=i, layout=layout)
             for i in range(at.get('n', 1))]
+
+def _layer_names(a, layout:str, path:str) -> list: # path, number and date of each layer
+    "What to call the layers of `a`."
+    if 'n' not in layout: return [path]
+    n, dim = a.shape[layout.index('n')], a.dims[layout.index('n')] if isinstance(a, xr.DataArray) else None
+    dates = [f'_{str(t)[:10]}' for t in a[dim].values] if dim in getattr(a, 'coords', ()) and a[dim].dtype.kind == 'M' else ['']*n
+    return [f'{path}#{i}{d}' for i, d in enumerate(dates)]
 
 def _georeference(src, layout:str, crs) -> tuple: # transform, WKT
     "Where the array lies, if it is an xarray data set that says so."

@@ -94,7 +94,7 @@ def measured_sensor(scenes, windows:Windows=None, limit:int=500, progress:bool=F
     stats = band_statistics(scenes, windows, limit, progress)
     return (scenes if isinstance(scenes, Scene) else scenes[0]).sensor.with_stats(stats.mean, stats.std)
 
-# %% ../nbs/02c_statistics.ipynb #de3e1b5f
+# %% ../nbs/02c_statistics.ipynb #da44920c
 def problems(
     stats:BandStats, # of a few windows
     sensor:Sensor, # what they should be
@@ -111,7 +111,8 @@ def problems(
     if sensor.gain is None and top > 2: out.append(f'values up to {top:.5g} where {sensor.name!r} expects [0,1]: pass gain=1/largest value')
     if sensor.scale < .01:
         odd = [n for n, k in zip(stats.names, stats.kept) if len(k) and ((k > 62_000) | (k < -4000)).mean() > 1e-3]
-        if odd: out.append(f'{odd} hold reflectances near 65535 or far below 0: a 16-bit overflow? Store them as int32 or float32')
+        if odd: out.append(f'{odd} hold reflectances near 65535 or far below 0: a 16-bit overflow (store them as int32 or float32), or '
+                            'another sensor or offset?')
     return out
 
 def check_values(

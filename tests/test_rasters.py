@@ -1,0 +1,223 @@
+"""Reading: bad files, offsets, masks, handles across threads and forks; never a silent zero."""
+import multiprocessing as mp
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+from eo_brew.modalities import read_ground
+from eo_brew.rasters import open_raster, open_scene, open_scenes, sample_labels, sample_scene, write_raster
+from eo_brew.reading import close_handles, handles, read_window
+
+UTM = rasterio.CRS.from_epsg(32633)
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    close_handles()
+
+
+def save(path, x, gsd=10, crs=UTM, x0=0, **kw):
+    x = np.asarray(x)
+    x = x[None] if x.ndim == 2 else x
+    with rasterio.open(path, 'w', driver='GTiff', dtype=x.dtype, count=len(x), height=x.shape[1], width=x.shape[2], crs=crs,
+                       transform=Affine(gsd, 0, x0, 0, -gsd, 0), **kw) as dst: dst.write(x)
+    return path
+
+
+@pytest.mark.parametrize('name,baseline,offset', [('MSIL1C', 'N0204', 0), ('MSIL1C', 'N0400', -1000), ('MSIL2A', 'N0511', -1000)])
+def test_baseline_offset(tmp_path, name, baseline, offset):
+    d = tmp_path/f'S2A_{name}_20230101T100000_{baseline}_R1_T33UUU_20230101T120000.SAFE'
+    d.mkdir()
+    save(d/'T33UUU_20230101T100000_B02.tif', np.full((8, 8), 1500, 'uint16'))
+    x, _ = read_window(open_scene(d, bands=['B02']))
+    assert (x == 1500 + offset).all()
+
+
+def test_offset_is_asked_for_and_metadata_wins(tmp_path):
+    save(tmp_path/'T33UUU_20230101T100000_B02.tif', np.full((8, 8), 1500, 'uint16'))
+    with pytest.raises(ValueError, match='pass offset=-1000 if so'): open_scene(tmp_path)
+    (tmp_path/'MTD_MSIL1C.xml').write_text('<RADIO_ADD_OFFSET band_id="0">-1000</RADIO_ADD_OFFSET>')
+    assert open_scene(tmp_path).offset == -1000
+    assert open_scene(tmp_path, offset=0).offset == 0
+
+
+def test_nodata_stays_invalid_after_the_offset(tmp_path):
+    x = np.full((8, 8), 1500, 'uint16'); x[0] = 0
+    f = save(tmp_path/'a.tif', x)
+    v, ok = read_window(open_scene(f, 'sentinel2_l1c', ['B02'], offset=-1000))
+    assert np.isnan(v[0, 0]).all() and not ok[0].any() and (v[0, 1:] == 500).all() and ok[1:].all()
+
+
+def test_saturated_nan_and_alpha(tmp_path):
+    x = np.full((8, 8), 1500, 'uint16'); x[0, 0] = 65535
+    assert read_window(open_scene(save(tmp_path/'s.tif', x), 'sentinel2_l1c', ['B02'], offset=0))[1].sum() == 63
+    y = np.full((8, 8), 1., 'f4'); y[1, 1] = np.nan
+    assert read_window(open_scene(save(tmp_path/'n.tif', y), 'dsm'))[1].sum() == 63
+    rgba = np.full((4, 8, 8), 255, 'uint8'); rgba[3, :2] = 0
+    v, ok = read_window(open_scene(save(tmp_path/'a.tif', rgba, photometric='RGB', alpha='YES'), 'rgb'))
+    assert v.shape == (3, 8, 8) and ok.sum() == 48 and np.isnan(v[:, :2]).all()
+
+
+def test_scl_beside_the_bands(tmp_path):
+    d = tmp_path/'S2A_MSIL2A_20230101T100000_N0511_R1_T33UUU_20230101T120000.SAFE'
+    d.mkdir()
+    save(d/'T33UUU_20230101T100000_B02_10m.tif', np.full((12, 12), 1500, 'uint16'))
+    scl = np.full((6, 6), 4, 'uint8'); scl[0] = 9; scl[1] = 11
+    save(d/'T33UUU_20230101T100000_SCL_20m.tif', scl, 20)
+    scene = open_scene(d, bands=['B02'], mask='scl')
+    _, ok = read_window(scene)
+    assert not ok[:2].any() and ok[2:].all()                                    # cloud out, snow in
+    _, ok = read_ground(scene, scene.bounds, scene.crs, 6)
+    assert not ok[:1].any() and ok[1:].all()
+
+
+def test_landsat_qa_bits(tmp_path):
+    save(tmp_path/'LC08_L2SP_1_2_20200101_2_02_T1_SR_B4.TIF', np.full((4, 4), 10000, 'uint16'))
+    qa = np.full((4, 4), 21824, 'uint16'); qa[0, 0] = 22280; qa[0, 1] = 1          # clear; cloud; fill
+    save(tmp_path/'LC08_L2SP_1_2_20200101_2_02_T1_QA_PIXEL.TIF', qa)
+    x, ok = read_window(open_scene(tmp_path, mask='qa_pixel', bands=['B4']))
+    assert ok.sum() == 14 and np.allclose(x[0, 1]*2.75e-5, .075, atol=1e-4)
+
+
+BAD = {
+    'zero bytes': (lambda p: p.write_bytes(b''), 'it has 0 bytes'),
+    'not an image': (lambda p: p.write_text('hello'), 'cannot be opened as a raster'),
+    'band counts': (lambda p: save(p, np.ones((5, 8, 8), 'uint16')), '5 bands without known names'),
+}
+
+
+@pytest.mark.parametrize('what', BAD)
+def test_bad_files_raise_or_are_skipped(tmp_path, what):
+    make, text = BAD[what]
+    good = write_raster(tmp_path/'a.tif', np.ones((2, 8, 8), 'uint16'), names=['B02', 'B03'])
+    make(tmp_path/'b.tif')
+    with pytest.raises(ValueError, match=text): open_scenes(tmp_path, 'sentinel2_l1c', ['B02', 'B03'])
+    with pytest.warns(UserWarning, match='1 scenes left out'):
+        assert [s.name for s in open_scenes(tmp_path, 'sentinel2_l1c', ['B02', 'B03'], on_error='skip')] == [str(good)]
+
+
+def test_truncated_tiff(tmp_path):
+    f = save(tmp_path/'a.tif', np.random.default_rng(0).integers(1, 9999, (256, 256)).astype('uint16'), tiled=True, blockxsize=64, blockysize=64)
+    data = f.read_bytes()
+    f.write_bytes(data[:len(data)//2])
+    with pytest.raises(ValueError, match=r"a\.tif, window \(192, 192, 64, 64\).*Is the file complete"):
+        read_window(open_scene(f, 'sentinel2_l1c', ['B02'], offset=0), (192, 192, 64, 64))
+
+
+def test_replaced_file(tmp_path):
+    scene = open_scene(save(tmp_path/'a.tif', np.ones((8, 8), 'uint16')), 'sentinel2_l1c', ['B02'], offset=0)
+    read_window(scene)
+    save(tmp_path/'a.tif', np.ones((9, 9), 'uint16'))
+    with pytest.raises(ValueError, match='was replaced or removed after the scene was opened'): read_window(scene)
+
+
+def test_bands_of_another_place_or_crs(tmp_path):
+    save(tmp_path/'B02.tif', np.ones((8, 8), 'uint16'))
+    save(tmp_path/'B03.tif', np.ones((8, 8), 'uint16'), x0=1e5)
+    with pytest.raises(ValueError, match='bands do not overlap'): open_scene(tmp_path, 'sentinel2_l1c', offset=0)
+    save(tmp_path/'B03.tif', np.ones((8, 8), 'uint16'), crs=rasterio.CRS.from_epsg(32632))
+    with pytest.raises(ValueError, match='bands differ in CRS.*EPSG:3263'): open_scene(tmp_path, 'sentinel2_l1c', offset=0)
+
+
+def test_partial_overlap_takes_the_common_ground(tmp_path):
+    g = np.arange(64, dtype='uint16').reshape(8, 8) + 1
+    save(tmp_path/'B02.tif', g); save(tmp_path/'B03.tif', g, x0=30)
+    scene = open_scene(tmp_path, 'sentinel2_l1c', offset=0)
+    x, ok = read_window(scene)
+    assert scene.shape == (8, 5) and ok.all()
+    np.testing.assert_array_equal(x[0], g[:, 3:]); np.testing.assert_array_equal(x[1], g[:, :5])
+
+
+def test_hole_of_a_coarse_band_is_not_filled(tmp_path):
+    "Bilinear resampling alone would fill a lone missing 60 m pixel from its neighbours."
+    c = np.full((6, 6), 1000, 'uint16'); c[2, 3] = 0
+    save(tmp_path/'B01.tif', c, 60); save(tmp_path/'B02.tif', np.full((36, 36), 500, 'uint16'))
+    x, ok = read_window(open_scene(tmp_path, 'sentinel2_l1c', offset=0))
+    assert (~ok).sum() == 36 and not ok[12:18, 18:24].any() and np.nanmin(x[0]) == 1000
+
+
+def _pid_and_mean(scene):
+    x, _ = read_window(scene, (10, 20, 64, 64))
+    return os.getpid(), float(x.mean())
+
+
+def test_handles_are_per_thread_and_survive_fork():
+    scene = open_scene(sample_scene(), bands=['B04', 'B11'])
+    want = _pid_and_mean(scene)[1]
+    mine = handles(scene.vrt)
+    with ThreadPoolExecutor(4) as ex:
+        assert all(abs(m - want) < 1e-3 for _, m in ex.map(_pid_and_mean, [scene]*16))
+        assert ex.submit(lambda: handles(scene.vrt)).result() is not mine
+    with mp.get_context('fork').Pool(2) as pool: got = pool.map(_pid_and_mean, [scene]*8)
+    assert all(p != os.getpid() and abs(m - want) < 1e-3 for p, m in got)
+    assert not mine.closed and handles(scene.vrt) is mine                        # the parent's handle was left alone
+
+
+def test_opened_once(monkeypatch):
+    "The released code opens its file for every item."
+    import eo_brew.reading as reading
+    close_handles()
+    opened, real = [], reading._open
+    monkeypatch.setattr(reading, '_open', lambda s: opened.append(s) or real(s))
+    scene = open_scene(sample_scene('olinda')/'L7_ETMs.tif', 'landsat7_dn')
+    for i in range(20): read_window(scene, (i, i, 32, 32))
+    assert len(opened) == 1
+
+
+def test_lazy_array_reads_only_what_is_asked(monkeypatch):
+    import eo_brew.rasters as rasters
+    seen = []
+    monkeypatch.setattr(rasters, 'read_window', lambda s, w: seen.append((s.sensor.band_names, w)) or read_window(s, w))
+    da = open_raster(sample_scene(), bands=['B04', 'B08'])
+    da.sel(band='B08').isel(x=slice(100, 110), y=slice(5, 9)).values
+    assert seen == [(['B08'], (5, 100, 4, 10))]
+
+
+def test_warp_between_utm_zones(tmp_path):
+    scene = open_scene(sample_scene(), bands=['B08'])
+    from rasterio.vrt import WarpedVRT
+    with rasterio.open(scene.bands[0].file) as src, WarpedVRT(src, crs='EPSG:32632', nodata=0) as v:
+        other = open_scene(save_like(tmp_path/'z32.tif', v), 'sentinel2_l1c', ['B08'], offset=0)
+    y, x, n = 300, 600, 128
+    (l, t), (r, b) = scene.transform*(x, y), scene.transform*(x + n, y + n)
+    a, ok = read_ground(other, (l, b, r, t), scene.crs, n)
+    want = read_window(scene, (y, x, n, n))[0]
+    assert ok.all() and np.corrcoef(a.ravel(), want.ravel())[0, 1] > .9
+
+
+def save_like(path, v):
+    with rasterio.open(path, 'w', driver='GTiff', dtype='uint16', count=1, height=v.height, width=v.width, crs=v.crs, transform=v.transform,
+                       nodata=0) as dst: dst.write(v.read())
+    return path
+
+
+def test_labels_are_never_interpolated():
+    from eo_brew.patches import open_labels
+    y, _ = read_window(open_labels(sample_labels()), (0, 0, 768, 768), size=300)
+    assert set(np.unique(y[np.isfinite(y)])) <= set(range(8))
+
+
+def test_sample_carries_its_licences():
+    assert 'Copernicus' in (sample_scene()/'ATTRIBUTION.md').read_text()
+    assert 'ODbL' in (sample_labels().parent/'LICENSE.md').read_text()
+    with rasterio.open(sample_labels()) as src:
+        y = src.read(1)
+        assert src.tags()['classes'].split(',') == 'farm forest grass meadow residential scrub water wetland'.split()
+    assert y.shape == (768, 1536) and set(np.unique(y)) == {*range(8), 255} and .30 < (y != 255).mean() < .32
+
+
+@pytest.mark.slow
+def test_memory_is_flat_on_a_huge_cog(tmp_path):
+    "20,000 x 20,000 x 10, 8 GB of pixels: read by windows."
+    import sys
+    sys.path.insert(0, str(Path(__file__).parents[1]/'benchmarks'))
+    from loader import huge_cog, peak_memory
+    growth = peak_memory(huge_cog(tmp_path/'huge.tif'))
+    assert growth < 400, f'{growth} MB'
