@@ -6,7 +6,7 @@
 __all__ = ['Tokens', 'PatchGrid', 'patch_embedding', 'Encoder', 'visible_index', 'final_norm', 'forward', 'together',
            'create_encoder', 'ProjectionHead']
 
-# %% ../nbs/06_encoders.ipynb #0434a36c
+# %% ../nbs/06_encoders.ipynb #e8599d6c
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -20,8 +20,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .backbones import create_backbone, inflate_kernel
-from .sensors import Sensor, SensorNormalize, get_sensor, nearest
+from .backbones import create_backbone, inflate_kernel, pad_windows_first
+from .sensors import Sensor, SensorNormalize, check_name, get_sensor, nearest
 
 # %% ../nbs/06_encoders.ipynb #99bf6992
 @dataclass
@@ -158,7 +158,7 @@ def _take(x, rope, index, prefix, mixed):
     if not mixed: return x, pick(rope.expand(b, *rope.shape)).unsqueeze(1)         # (B,1,V,dim)
     return x, torch.stack([pick(r.expand(b, *r.shape)) for r in rope])            # (depth,B,heads,V,dim)
 
-# %% ../nbs/06_encoders.ipynb #948db0c9
+# %% ../nbs/06_encoders.ipynb #a7805e90
 def final_norm(
     trunk:nn.Module, # timm ViT
 ) -> nn.Module:
@@ -166,7 +166,8 @@ def final_norm(
     norm = trunk.norm
     return trunk.fc_norm if isinstance(norm, nn.Identity) and hasattr(trunk, 'fc_norm') else norm
 
-def _vit(self:Encoder, x, classes, mask, layers):
+# %% ../nbs/06_encoders.ipynb #ebf6a284
+def _vit(self:Encoder, x, classes, mask, layers, norm_layers):
     "Embedded patches (B,h,w,D) through a ViT."
     t, grid, mixed = self.trunk, tuple(x.shape[1:3]), getattr(self.trunk, 'rope_mixed', False)
     x = t._pos_embed(x)
@@ -177,48 +178,49 @@ def _vit(self:Encoder, x, classes, mask, layers):
     for i, block in enumerate(t.blocks):
         kw = {} if rope is None else {'rope': rope[i] if mixed else rope}
         x = checkpoint(block, x, use_reentrant=False, **kw) if self.checkpointing and self.training else block(x, **kw)
-        if i in layers: kept[i] = norm(x)
+        if i in layers: kept[i] = norm(x) if norm_layers else x
     def tokens(x): return Tokens(x[:, 0] if self.has_cls else x[:, n:].mean(1), x[:, n:], grid)
-    out = tokens(kept[i] if i in kept else norm(x))
+    out = tokens(kept[i] if i in kept and norm_layers else norm(x))
     out.layers = tuple(tokens(kept[i]) for i in layers)
     return out
 
-def _swin(self:Encoder, x, mask, layers):
+def _swin(self:Encoder, x, mask, layers, norm_layers):
     "Embedded patches (B,h,w,D) through a Swin."
     if mask is not None: raise ValueError(f'mask: {self.arch} has windows and cannot leave tokens out; take a ViT for masked methods')
     def tokens(x): return Tokens(x.flatten(1, 2).mean(1), x.flatten(1, 2), tuple(x.shape[1:3]))
     kept = {}
     for i, stage in enumerate(self.trunk.layers):
         x = stage(x)
-        if i == self.depth-1: x = self.trunk.norm(x)
-        if i in layers: kept[i] = x
-    out = tokens(x)
+        if i in layers: kept[i] = self.trunk.norm(x) if norm_layers and i == self.depth-1 else x
+    out = tokens(self.trunk.norm(x))
     out.layers = tuple(tokens(kept[i]) for i in layers)
     return out
 
-# %% ../nbs/06_encoders.ipynb #00b82f72
-def _forward(self:Encoder, parts, masks, layers):
+# %% ../nbs/06_encoders.ipynb #61ee42eb
+def _forward(self:Encoder, parts, masks, layers, norm):
     "Embedded patches of modalities {name: (B,h,w,D)} of one grid in one pass -> `Tokens` of all rows."
     x = torch.cat(list(parts.values())) if len(parts) > 1 else next(iter(parts.values()))
     mask = None if masks is None else torch.cat([masks[m] for m in parts])
-    if not self.is_vit: return _swin(self, x, mask, layers)
+    if not self.is_vit: return _swin(self, x, mask, layers, norm)
     classes = None
     if self.modality_embed: classes = torch.cat([self.modality_embed[m][0].expand(len(p), -1) for m, p in parts.items()])
-    return _vit(self, x, classes, mask, layers)
+    return _vit(self, x, classes, mask, layers, norm)
 
 def forward(self:Encoder,
     x:Tensor, # (B,C,H,W) physical values
     modality:str='ms', # which patch embedding
     mask:Tensor=None, # (B,N) bool, True = hidden; ViT only
     layers:tuple=None, # blocks or stages wanted besides the last
+    norm:bool=True, # final norm on `layers` where it fits; False: as the blocks give them
 ) -> Tokens:
     "Encode one modality."
-    return _forward(self, {modality: _embed(self, x, modality)}, None if mask is None else {modality: mask}, self._layers(layers))
+    return _forward(self, {modality: _embed(self, x, modality)}, None if mask is None else {modality: mask}, self._layers(layers), norm)
 
 def together(self:Encoder,
     batch:dict, # modality -> (B,C,H,W) physical values
     layers:tuple=None, # blocks or stages wanted besides the last
     masks:dict=None, # modality -> (B,N) bool, True = hidden; for every modality of `batch` or none
+    norm:bool=True, # final norm on `layers` where it fits
 ) -> dict: # modality -> `Tokens`
     "Encode modalities in as few passes as their sizes allow."
     if masks and masks.keys() != batch.keys(): raise ValueError(f'masks for {list(masks)}, batch of {list(batch)}: give one for every modality')
@@ -227,14 +229,14 @@ def together(self:Encoder,
         e = _embed(self, x, m)
         groups.setdefault((e.shape[1:3], int((~masks[m][0]).sum()) if masks else 0), {})[m] = e
     for parts in groups.values():
-        out, start = _forward(self, parts, masks or None, layers), 0
+        out, start = _forward(self, parts, masks or None, layers, norm), 0
         for m, e in parts.items(): res[m], start = out.rows(slice(start, start+len(e))), start+len(e)
     return {m: res[m] for m in batch}
 
 Encoder.forward, Encoder.together = forward, together
 Encoder.embed = _embed
 
-# %% ../nbs/06_encoders.ipynb #52a8e7a6
+# %% ../nbs/06_encoders.ipynb #ce70f54f
 def _sensor(spec):
     "Sensor or number of bands from what a user writes for a modality."
     if isinstance(spec, int) and not isinstance(spec, bool) and spec > 0: return spec
@@ -250,20 +252,23 @@ def create_encoder(
     pretrained:bool=False, # timm's RGB weights to start from, dealt out to the bands by wavelength
     modality_embed:bool=False, # an own CLS and patch vector a modality (MSSDF)
     checkpoint:str=None, # local file with timm's RGB weights, in place of the hub
+    windows:str='timm', # of a Swin, where they do not fill the map: 'timm', or 'torchvision' (see backbones)
     **timm_kwargs, # for timm.create_model: embed_dim, depth, num_heads, reg_tokens, ...
 ) -> Encoder:
     "An encoder for `modalities` with a timm trunk."
     if not isinstance(modalities, dict) or not modalities: raise ValueError(f"modalities={modalities!r}: wanted a dict like {{'ms': 'sentinel2_l1c'}}")
     if 'patch_drop_rate' in timm_kwargs: raise ValueError('patch_drop_rate: encoders leave tokens out by mask=..., not at random')
     sensors = {m: _sensor(s) for m, s in modalities.items()}
-    size = dict(img_size=img_size, patch_size=patch_size) | ({'strict_img_size': False} if 'swin' in arch else {'dynamic_img_size': True})
+    check_name(windows, ('timm', 'torchvision'), 'windows')
+    size = dict(img_size=img_size, patch_size=patch_size) | ({'strict_img_size': False} if 'swin' in arch else {'dynamic_img_size': True}) | ({'always_partition': True} if windows == 'torchvision' else {})
     trunk = create_backbone(arch, pretrained, checkpoint, drop_path_rate=drop_path, **{k: v for k, v in size.items() if v is not None}, **timm_kwargs)
     if not isinstance(trunk, (VisionTransformer, Eva, SwinTransformer, SwinTransformerV2)) or type(trunk.patch_embed) is not PatchEmbed:
         raise ValueError(f'arch={arch!r} is a {type(trunk).__name__}; encoders are ViT, DINOv2/v3 or Swin, e.g. vit_small_patch16_224')
     if getattr(trunk, 'attn_pool', None) is not None: trunk.reset_classifier(0, 'avg')
+    if windows == 'torchvision': pad_windows_first(trunk)
     trunk.head = nn.Identity()                                                       # pooling is up to `Tokens`
     config = dict(arch=arch, modalities={m: s if isinstance(s, int) else s.to_dict() for m, s in sensors.items()}, img_size=img_size,
-                  patch_size=patch_size, drop_path=drop_path, modality_embed=modality_embed, **timm_kwargs)
+                  patch_size=patch_size, drop_path=drop_path, modality_embed=modality_embed, windows=windows, **timm_kwargs)
     return Encoder(trunk, sensors, config, pretrained=bool(pretrained or checkpoint))
 
 # %% ../nbs/06_encoders.ipynb #536bb445
