@@ -21,7 +21,7 @@ from .backbones import check_fit, inflate_kernel
 from .encoders import Encoder, create_encoder
 from .sensors import Sensor
 
-# %% ../nbs/18_weights.ipynb #40aca382
+# %% ../nbs/18_weights.ipynb #8f172ab5
 def find_encoder(
     learn_or_encoder, # Learner, Encoder, or module with `.encoder`
 ) -> Encoder:
@@ -36,9 +36,10 @@ def timm_recipe(
     encoder:Encoder, # whose trunk is wanted in plain timm
 ) -> dict: # arguments of timm.create_model, without in_chans
     "How plain timm builds the trunk."
-    c = {k: v for k, v in encoder.config.items() if k not in ('modalities', 'modality_embed', 'drop_path') and v is not None}
+    c = {k: v for k, v in encoder.config.items() if k not in ('modalities', 'modality_embed', 'drop_path', 'windows') and v is not None}
     pool = dict(global_pool='avg', fc_norm=False) if encoder.is_vit and getattr(encoder.trunk, 'global_pool', '') == 'avg' and not hasattr(encoder.trunk.fc_norm, 'weight') else {}
-    return dict(model_name=c.pop('arch'), num_classes=0, **({'dynamic_img_size': True} if encoder.is_vit else {'strict_img_size': False}), **pool, **c)
+    return dict(model_name=c.pop('arch'), num_classes=0, **({'dynamic_img_size': True} if encoder.is_vit else {'strict_img_size': False}), **pool,
+                **({'always_partition': True} if encoder.config.get('windows') == 'torchvision' else {}), **c)
 
 def describe_encoder(
     encoder:Encoder, # to be saved
