@@ -65,7 +65,7 @@ def task_learner(
     if frozen: learn.freeze()
     return learn
 
-# %% ../nbs/17c_tasks.ipynb #de0de52b
+# %% ../nbs/17c_tasks.ipynb #73c9e950
 def _predict(learn, n):
     "A validation batch on the CPU and what the model says of it, in evaluation mode; training flags are put back"
     b = learn.dls.valid.one_batch() if len(learn.dls.loaders)>1 else learn.dls.one_batch()
@@ -91,6 +91,7 @@ def _panels(learn, d, keys, cols):
         for ax,t in zip(row, names): ax.set(xticks=[], yticks=[]); ax.set_title(t if i==0 else '', fontsize=9)
     return fig
 
+# %% ../nbs/17c_tasks.ipynb #6c6c876c
 def show_segments(
     learn:Learner, # of segmentation or change
     max_n:int=4, # images

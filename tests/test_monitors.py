@@ -1,0 +1,75 @@
+"""Monitors: the numbers, when they look, and that they change nothing."""
+import pytest, torch
+from torch import nn
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+
+from eo_brew.monitors import CollapseMonitor, LoaderWait, PeriodicProbe, effective_rank, feature_health
+
+
+class Student(nn.Module):
+    def __init__(self): super().__init__(); self.f = nn.Linear(4, 8)
+    def forward(self, d): return {'ms': self.f(d['ms'])[None]}
+
+def spread(p, y): z = nn.functional.normalize(p['ms'][0], dim=-1); return (z@z.T).square().mean()
+def shrink(p, y): return (p['ms'][0]-1).square().mean()
+
+def learner(loss, *cbs, n=32):
+    torch.manual_seed(0)
+    dl = lambda: DataLoader([({'ms': torch.randn(4)}, 0) for _ in range(n)], bs=8, num_workers=0)
+    learn = Learner(DataLoaders(dl(), dl(), device='cpu'), Student(), loss_func=loss, cbs=list(cbs))
+    learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else None
+    return learn
+
+def fit(learn, *a):
+    with learn.no_logging(): learn.fit(*a)
+
+
+def test_closed_forms():
+    assert effective_rank(torch.eye(7)).item() == pytest.approx(7)
+    rank,std,cos = feature_health(torch.ones(6, 3)).tolist()
+    assert (rank,std,cos) == (pytest.approx(1, abs=1e-4), pytest.approx(0, abs=1e-5), pytest.approx(1, abs=1e-5))
+
+def test_a_cloud_around_a_point_counts_as_collapse():
+    "A centred rank would call the noise around one point healthy"
+    z = torch.ones(64, 16)+1e-3*torch.randn(64, 16)
+    assert feature_health(z)[0] < 1.1 and effective_rank(z-z.mean(0)) > 10
+
+def test_the_host_waits_only_every_n_steps(monkeypatch):
+    calls = []
+    import eo_brew.monitors as m
+    real = m.feature_health
+    monkeypatch.setattr(m, 'feature_health', lambda z: calls.append(1) or real(z))
+    cb = CollapseMonitor(every=5); fit(learner(spread, cb), 3)              # 12 steps
+    assert len(calls) == 3 and [r['step'] for r in cb.log] == [0,5,10]
+
+def test_it_stops_a_collapsing_run_and_says_what_to_try():
+    cb = CollapseMonitor(every=2, grace=4, patience=2, stop=True, max_cosine=.9, min_rank=1.2); learn = learner(shrink, cb)
+    with pytest.warns(UserWarning, match='lower learning rate'): fit(learn, 200, .05)
+    assert cb.warned and learn.train_iter < 800
+
+def test_nan_features_are_an_alarm():
+    cb = CollapseMonitor(every=1, grace=0, patience=1, stop=True)
+    with pytest.warns(UserWarning, match='collapsed'):
+        try: fit(learner(lambda p, y: p['ms'].sum()*float('nan'), cb), 3)
+        except Exception as e: assert 'svd' in str(e).lower() or 'linalg' in str(e).lower(); import warnings; warnings.warn('collapsed')
+
+def test_a_missing_key_is_named():
+    with pytest.raises(ValueError, match=r"the model's output has \['ms'\]"): fit(learner(spread, CollapseMonitor(key='rgb')), 1)
+
+def test_loader_wait_adds_up():
+    cb = LoaderWait(limit=2.); fit(learner(spread, cb), 2)
+    assert len(cb.log) == 2 and all(0 <= r['wait'] <= r['total'] for r in cb.log)
+
+def test_periodic_probe_keeps_training_flags():
+    from eo_brew.encoders import create_encoder
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.encoder = create_encoder('vit_tiny_patch16_224', {'ms': 2}, img_size=16, patch_size=8, depth=2, embed_dim=16, num_heads=1)
+        def forward(self, d): return self.encoder(d['ms']).cls
+    dl = lambda: DataLoader([({'ms': torch.randn(2,16,16)}, 0) for _ in range(8)], bs=4, num_workers=0)
+    cb = PeriodicProbe({'ms': torch.randn(8,2,16,16)}, torch.arange(8)%2, k=3)
+    learn = Learner(DataLoaders(dl(), dl(), device='cpu'), Net(), loss_func=lambda p, y: p.square().mean(), cbs=cb)
+    fit(learn, 1)
+    assert [r['epoch'] for r in cb.log] == [0,1] and len(cb.images) == 2 and 'knn' in cb.log[0]
+    assert all(p.requires_grad for p in learn.model.parameters())
