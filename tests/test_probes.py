@@ -74,7 +74,7 @@ def test_token_labels_majority_by_hand():
         cell = y[b, 4*i:4*i+4, 4*j:4*j+4]; cell = cell[cell != 255]
         assert got[b,i,j] == (np.bincount(cell, minlength=4).argmax() if len(cell) else 255)
 
-@pytest.mark.parametrize('shape,window', [((96,768),96), ((100,800),64), ((768,1536),128)])
+@pytest.mark.parametrize('shape,window', [((96,768),96), ((100,832),64), ((768,1536),128)])
 def test_no_window_sees_both_sides_of_the_split(shape, window):
     test = stripe_columns(shape[1])
     wins = scene_windows(shape[0], test, window)
