@@ -1,0 +1,103 @@
+"""Time of an MSSDF training step: eo_brew's batch against a loop over samples, in one run.
+
+The loop does what the released training step does, written out anew: masks sample by sample and patch by patch, one encoder
+pass a modality, both decoders sample by sample with sequences of their own lengths, torch's ordinary AdamW and a Python loop
+for the moving average. Both have the same student, teacher, decoders and losses. Their order alternates.
+
+    python benchmarks/mssdf_step.py [--arch vit_small_patch16_224] [--bs 16] [--size 160] [--repeats 3] [--threads 2] [--device cuda]
+
+Prints seconds a step, median and in brackets the least, and the ratio of the medians. On the CPU the time is that of the
+process, all threads together, so that other programs on the machine do not count.
+"""
+import argparse, statistics, time
+
+import torch
+import torch.nn.functional as F
+from masks import looped
+
+from eo_brew.callbacks import adamw, decay_groups
+from eo_brew.encoders import create_encoder
+from eo_brew.masking import cross_modal_masks, grey_levels, info_mask, info_scores
+from eo_brew.mssdf import MSSDFLoss, MSSDFModel
+from eo_brew.decoders import _positions
+
+
+def targets(model, batch, masks):
+    with torch.no_grad(): said = model.teacher.together(batch)
+    tokens = {m: F.layer_norm(t.patches, t.patches.shape[-1:]) for m, t in said.items()}
+    return {'tokens': tokens, 'masks': masks, 'valid': {m: torch.ones_like(x) for m, x in masks.items()}}
+
+
+class Batched:
+    def __init__(self, model):
+        self.model, self.loss = model, MSSDFLoss()
+        self.opt = adamw(decay_groups(model), 1e-4)
+    def __call__(self, batch):
+        model, p = self.model, self.model.encoder.patch_size
+        scores = info_scores([grey_levels(x) for x in batch.values()], p)
+        masks = cross_modal_masks({m: info_mask(scores) for m in batch}, .4)
+        view = {**batch, **{f'{m}_mask': x for m, x in masks.items()}, **{f'{m}_seen': torch.ones_like(x) for m, x in masks.items()}}
+        self.loss(model([view]), targets(model, batch, masks)).backward()
+        self.opt.step(); self.opt.zero_grad()
+        model.teacher.update(model.student, .996)
+
+
+class Looped:
+    def __init__(self, model):
+        self.model, self.loss = model, MSSDFLoss()
+        self.opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4, foreach=False)
+
+    def decode(self, tokens, masks, i):
+        fusion, decoder, grid = self.model.fusion, self.model.decoder, next(iter(tokens.values())).grid
+        pos, seq, seen = _positions(grid, fusion.width, fusion.fusion), [], torch.zeros_like(next(iter(masks.values()))[0])
+        for m, t in tokens.items():
+            x = fusion.project(torch.cat([t.cls[i, None], t.patches[i]])) + fusion.names[m]
+            seq.append(torch.cat([x[:1], x[1:] + pos[~masks[m][i]]])); seen = seen | ~masks[m][i]
+        x = torch.cat(seq + [fusion.fusion + pos[seen]])[None]
+        for b in fusion.blocks.blocks: x = b(x)
+        fused, out = fusion.blocks.norm(x)[:, -int(seen.sum()):] + pos[seen], {}
+        for m in tokens:
+            y = torch.cat([fused, (decoder.mask_tokens[m] + pos)[None]], 1)
+            for b in decoder.blocks.blocks: y = b(y)
+            out[m] = decoder.blocks.norm(y)[0, fused.shape[1]:]
+        return out
+
+    def __call__(self, batch):
+        model, names = self.model, list(batch)
+        grey = [grey_levels(x) for x in batch.values()]
+        masks = dict(zip(names, (m.to(grey[0].device) for m in looped([g.cpu() for g in grey], model.encoder.patch_size, .4))))
+        tokens = {m: model.encoder(batch[m], m, mask=masks[m]) for m in names}
+        rows = [self.decode(tokens, masks, i) for i in range(len(grey[0]))]
+        f = {m: torch.stack([r[m] for r in rows]) for m in names}
+        pred = {'tokens': {m: model.decoder.predict(f[m]) for m in names}, 'modality': [model.classify(t.cls) for t in tokens.values()],
+                'shared': {m: model.shared(f[m]) for m in names}, 'unique': {m: model.unique[m](f[m]) for m in names}, 'cls': torch.stack([t.cls for t in tokens.values()])}
+        self.loss(pred, targets(model, batch, masks)).backward()
+        self.opt.step(); self.opt.zero_grad()
+        with torch.no_grad():
+            for a, b in zip(model.teacher.parameters(), model.student.parameters()): a.mul_(.996).add_(b, alpha=.004)
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument('--arch', default='vit_small_patch16_224'); ap.add_argument('--device', default='cpu')
+    for name, default in (('bs', 16), ('size', 160), ('bands', 10), ('repeats', 3), ('threads', 2)): ap.add_argument(f'--{name}', type=int, default=default)
+    a = ap.parse_args()
+    torch.manual_seed(0); torch.set_num_threads(a.threads)
+    clock = time.process_time if a.device == 'cpu' else time.perf_counter
+    batch = {'rgb': torch.randn(a.bs, 3, a.size, a.size, device=a.device), 'ms': torch.randn(a.bs, a.bands, a.size, a.size, device=a.device)}
+    steps = {'batched': Batched, 'loop': Looped}
+    for name, kind in list(steps.items()):
+        torch.manual_seed(0)
+        steps[name] = kind(MSSDFModel(create_encoder(a.arch, {'rgb': 3, 'ms': a.bands}, img_size=a.size, modality_embed=True)).to(a.device).train())
+    seconds = {name: [] for name in steps}
+    for k in range(a.repeats + 1):
+        for name in list(steps)[::1 if k % 2 else -1]:
+            if a.device != 'cpu': torch.cuda.synchronize()
+            t = clock(); steps[name](batch)
+            if a.device != 'cpu': torch.cuda.synchronize()
+            if k: seconds[name].append(clock() - t)
+    for name, t in seconds.items(): print(f'{name}: {statistics.median(t):.2f} s a step ({min(t):.2f})')
+    print(f'ratio {statistics.median(seconds["loop"])/statistics.median(seconds["batched"]):.2f}')
+
+
+if __name__ == '__main__': main()

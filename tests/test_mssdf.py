@@ -1,0 +1,274 @@
+"MSSDF end to end on the shipped scenes, and the faults of the released code that must not come back."
+import warnings
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.torch_core import set_seed
+from torch import nn
+
+from eo_brew.callbacks import StepLog
+from eo_brew.checkpoints import CheckpointCallback
+from eo_brew.encoders import create_encoder
+from eo_brew.loader import EODataLoader
+from eo_brew.modalities import Modality
+from eo_brew.mssdf import WEIGHTS, MaskCallback, MSSDFLoss, MSSDFModel, mssdf_learner
+from eo_brew.patches import PatchDataset
+from eo_brew.rasters import open_scene, sample_scene
+from eo_brew.views import MultiCrop
+from eo_brew.weights import load_encoder, save_encoder
+from eo_brew.windows import window_index
+
+TINY = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, decoder_depths=(1, 1))
+
+
+@pytest.fixture(scope='module')
+def olinda():
+    etm = open_scene(sample_scene('olinda')/'L7_ETMs.tif', 'landsat7_dn')
+    dem = open_scene(sample_scene('olinda')/'olinda_dem_utm25s.tif', 'dem', crs='EPSG:31985')
+    return PatchDataset(etm, window_index(etm, 32, n=24), others=['rgb', Modality('dem', dem.sensor, [dem], size=32)])
+
+
+def loaders(ds, bs=8, seed=0, names=None):
+    dls = DataLoaders(*[EODataLoader(ds, bs=bs, shuffle=s, drop_last=True, seed=seed) for s in (True, False)], device='cpu')
+    dls.sensors = {m: s for m, s in ds.sensors.items() if names is None or m in names}
+    return dls
+
+
+def learner(ds, dls=None, encoder=TINY, **kwargs):
+    set_seed(0)
+    learn = mssdf_learner(dls or loaders(ds), 'vit_tiny_patch16_224', **{'lr': 1e-3, **encoder, **kwargs})
+    if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
+    return learn
+
+
+def fit(learn, n=1):
+    with learn.no_logging(): learn.fit(n)
+    return learn
+
+
+class Watch(Callback):
+    "Keep what the model and the loss are given."
+    order = 40
+    def before_fit(self): self.rows = []
+    def before_batch(self):
+        if self.training: self.rows.append((self.pct_train, self.mask.share, self.xb[0], self.yb[0]))
+
+
+class Each(torch.utils.data.Dataset):
+    "A dataset changed sample by sample."
+    def __init__(self, ds, change): self.ds, self.change, self.sensors = ds, change, ds.sensors
+    def __len__(self): return len(self.ds)
+    def __getitem__(self, i): return self.change(i, *self.ds[i])
+
+
+def test_a_run_on_three_modalities(olinda):
+    learn = fit(learner(olinda), 5)
+    assert list(learn.recorder.metric_names)[3:-1] == list(WEIGHTS)
+    first, last = (torch.tensor([float(v) for v in learn.recorder.values[k]]) for k in (0, -1))
+    assert first.isfinite().all() and last.isfinite().all()
+    assert (last[[0, 1, 2, 5]] < first[[0, 1, 2, 5]]).all()            # losses, reconstruction, modality
+
+
+def test_the_same_seed_gives_the_same_run(olinda):
+    a, b = (fit(learner(olinda)) for _ in range(2))
+    assert [float(x) for x in a.recorder.losses] == [float(x) for x in b.recorder.losses]
+    assert all(torch.equal(x, y) for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values()))
+
+
+def test_masks_are_exact_all_through_the_curriculum(olinda):
+    learn = learner(olinda, cbs=[Watch()])
+    rows = fit(learn, 4).watch.rows
+    shares = [s for _, s, _, _ in rows]
+    assert shares[0] == pytest.approx(.1) and shares[-1] == pytest.approx(.7) and shares == sorted(shares)
+    for _, _, (view,), _ in rows:
+        for m in learn.model.modalities: assert (view[f'{m}_mask'].sum(1) == 12).all()
+
+
+def test_validation_masks_stay(olinda):
+    learn = learner(olinda)
+    learn.learn, views = learn, []
+    class Keep(Callback):
+        order = 40
+        def before_batch(self):
+            if not self.training: views.append(self.xb[0][0]['ms_mask'])
+    learn.add_cb(Keep()); learn.pct_train = 0.
+    for _ in range(2):
+        with learn.no_logging(): learn.validate()
+    assert all(torch.equal(a, b) for a, b in zip(views, views[len(views)//2:]))
+
+
+def test_the_teacher_starts_as_the_student_and_stays_996(olinda):
+    "Released: the weights were reversed and the teacher started at random"
+    learn = learner(olinda)
+    student, teacher = learn.model.student, learn.model.teacher
+    start = [p.clone() for p in student.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(start, teacher.parameters()))
+    class Two(Callback):
+        def before_fit(self): self.seen = []
+        def after_batch(self):
+            if self.training: self.seen.append(([p.clone() for p in student.parameters()], [p.clone() for p in teacher.parameters()], self.ema.momentum))
+    learn.remove_cbs([c for c in learn.cbs if c.name == 'schedule'])
+    fit(learn.add_cb(Two()))
+    s, t, m = learn.two.seen[0]
+    assert .996 <= m < .9975 and max((a - b).abs().max() for a, b in zip(s, start)) > 1e-4
+    for a, b, p in zip(start, t, s): torch.testing.assert_close(b, m*a + (1-m)*p, rtol=1e-5, atol=1e-7)
+
+
+def test_the_teacher_sees_whole_images_in_evaluation_mode(olinda):
+    learn = learner(olinda, drop_path=.5, cbs=[Watch()])
+    calls = []
+    together = learn.model.teacher.module.together
+    def watched(batch, **kw): calls.append((kw.get('masks'), learn.model.teacher.training, torch.is_grad_enabled())); return together(batch, **kw)
+    learn.model.teacher.module.together = watched
+    fit(learn)
+    assert calls and all(c == (None, False, False) for c in calls)
+    target = learn.watch.rows[0][3]['tokens']['ms']
+    torch.testing.assert_close(target.mean(-1), torch.zeros(8, 16), rtol=0, atol=1e-5)
+    torch.testing.assert_close(target.std(-1, unbiased=False), torch.ones(8, 16), rtol=1e-3, atol=1e-3)
+
+
+def test_a_perfect_classifier_and_a_perfect_prediction_cost_nothing():
+    names = ('a', 'b')
+    t = {m: torch.randn(4, 9, 8) for m in names}
+    pred = dict(tokens=t, modality=[40.*torch.eye(2)[k].expand(4, 2) for k in range(2)], cls=torch.randn(2, 4, 8),
+                shared={m: torch.randn(4, 9, 3) for m in names}, unique={m: torch.randn(4, 9, 3) for m in names})
+    target = dict(tokens=t, masks={m: torch.ones(4, 9).bool() for m in names}, valid={m: torch.ones(4, 9).bool() for m in names})
+    loss = MSSDFLoss(); loss(pred, target)
+    assert loss.parts['recon'] < 1e-6 and loss.parts['modality'] < 1e-6
+
+
+def test_alignment_and_hsic_work_on_parts_of_their_own(olinda):
+    "Released: both on the same features"
+    learn = learner(olinda)
+    crit, batch = learn.loss_func, fit(learner(olinda, cbs=[Watch()])).watch.rows[0]
+    for split, shared_pulled in ((True, False), (False, True)):
+        model = learner(olinda).model
+        out = model(batch[2])
+        MSSDFLoss(dict(recon=0, align=0, modality=0), split=split)(out, batch[3]).backward()
+        has = lambda m: any(p.grad is not None and p.grad.abs().sum() > 0 for p in m.parameters())
+        assert has(model.shared) == shared_pulled and has(model.unique) == (not shared_pulled)
+
+
+def test_a_missing_modality_in_a_sample_changes_nothing_else(olinda):
+    def gone(fill):
+        def change(i, batch):
+            if i % 2: return (batch,)
+            return ({**batch, 'dem': torch.full_like(batch['dem'], fill) + torch.arange(32.)*fill, 'dem_valid': torch.zeros_like(batch['dem_valid'])},)
+        return change
+    def run(fill):
+        learn = learner(olinda, loaders(Each(olinda, gone(fill))), masking='random')
+        return [float(x) for x in fit(learn).recorder.losses]
+    a, b = run(0.), run(7.)
+    assert a == pytest.approx(b, rel=1e-5) and all(x == x for x in a)
+
+
+def test_nodata_is_never_a_target(olinda):
+    def void(i, batch):
+        valid = batch['ms_valid'].clone(); valid[:, :16] = False
+        return ({**batch, 'ms_valid': valid},)
+    rows = fit(learner(olinda, loaders(Each(olinda, void)), cbs=[Watch()])).watch.rows
+    (view,), target = rows[0][2:]
+    assert not view['ms_seen'][:, :8].any() and view['ms_mask'][:, :8].all()
+    model, crit = learner(olinda).model, MSSDFLoss()
+    out = model([view])
+    other = {**target, 'tokens': {**target['tokens'], 'ms': torch.where(target['valid']['ms'][..., None], target['tokens']['ms'], 1e3)}}
+    assert torch.equal(crit(out, target), crit(out, other))
+
+
+def test_flat_images_give_no_nan(olinda):
+    flat = lambda i, batch: ({k: torch.full_like(v, 50.) if v.ndim == 3 and v.is_floating_point() else v for k, v in batch.items()},)
+    assert all(float(x) == float(x) for x in fit(learner(olinda, loaders(Each(olinda, flat)))).recorder.losses)
+
+
+def test_heights_are_relative_to_the_patch(olinda):
+    learn = learner(olinda)
+    x = torch.rand(2, 1, 32, 32)*20
+    learn.model.eval()
+    a, b = (learn.model.encoder(h, 'dem').cls for h in (x, x + 800))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('change,words', [(lambda x: x*3.28 + 9500, 'span 9'), (lambda x: torch.where(x < 5, -9999., x), 'nodata=-9999')])
+def test_heights_that_no_ground_has_are_told(olinda, change, words):
+    learn = learner(olinda, loaders(Each(olinda, lambda i, b: ({**b, 'dem': change(b['dem'])},))))
+    with pytest.warns(UserWarning, match=words): fit(learn)
+
+
+def test_ordinary_heights_are_not_told(olinda):
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*heights')
+        fit(learner(olinda))
+
+
+def test_one_modality_only_says_so(olinda):
+    with pytest.warns(UserWarning, match='one modality only'): learn = learner(olinda, modalities=['ms'])
+    assert [m.name for m in fit(learn).metrics] == ['recon']
+
+
+def test_two_modalities_of_the_sentinel_scene():
+    scene = open_scene(sample_scene(), 'sentinel2_l1c', ['B02', 'B03', 'B04', 'B08', 'B11'])
+    ds = PatchDataset(scene, window_index(scene, 32, n=16))
+    learn = fit(learner(ds))                                       # RGB comes from the bands
+    assert learn.model.modalities == ('ms', 'rgb') and learn.model.encoder.modalities == {'ms': 5, 'rgb': 3}
+
+
+@pytest.mark.parametrize('masking', ['random', 'block'])
+def test_a_plain_masked_autoencoder_is_a_choice_of_arguments(olinda, masking):
+    learn = fit(learner(olinda, masking=masking, q=None, weights=dict(align=0, hsic=0, modality=0)))
+    assert [m.name for m in learn.metrics] == ['recon'] and learn.mask.share == 0
+
+
+def test_views_and_an_optical_teacher_compose(olinda):
+    class Teacher(nn.Module):
+        width, layer_widths, info = 16, [16, 16], {'arch': 'x'}
+        def __init__(self): super().__init__(); self.enc = create_encoder('vit_tiny_patch16_224', {'rgb': 'rgb'}, patch_size=16, img_size=32, embed_dim=16, depth=2, num_heads=2).eval()
+        def forward(self, rgb):
+            with torch.no_grad(): return self.enc(rgb, 'rgb', layers=(0, 1))
+    learn = learner(olinda, vfm=Teacher(), views=MultiCrop(n_global=2, n_local=0, global_size=32, photometric=False))
+    fit(learn, 2)
+    assert [m.name for m in learn.metrics] == [*WEIGHTS, 'cls', 'patch']
+    assert all(float(v) == float(v) for v in learn.recorder.values[-1])
+    assert not any('vfm' in k.lower() for k in learn.model.state_dict())         # the frozen teacher stays outside the model
+
+
+def test_views_bring_modalities_of_other_sizes_together(olinda):
+    coarse = Each(olinda, lambda i, b: ({**b, 'dem': b['dem'][:, ::2, ::2], 'dem_valid': b['dem_valid'][:, ::2, ::2]},))
+    with pytest.raises(ValueError, match=r"'dem': \(2, 2\)"): fit(learner(olinda, loaders(coarse)))
+    fit(learner(olinda, loaders(coarse), views=MultiCrop(n_global=1, n_local=0, global_size=32, photometric=False)))
+
+
+def test_a_labelled_loader_will_do(olinda):
+    fit(learner(olinda, loaders(Each(olinda, lambda i, b: (b, torch.tensor(i % 3))))))
+
+
+def test_a_resumed_run_equals_the_run(olinda, tmp_path):
+    whole = fit(learner(olinda, cbs=[StepLog(tmp_path/'a.csv')]), 2)
+    class Stop(Callback):
+        order = 95
+        def after_batch(self):
+            if self.training and self.train_iter == 4: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): fit(learner(olinda, cbs=[CheckpointCallback(tmp_path/'c', steps=4), Stop()]), 2)
+    again = fit(learner(olinda).resume(tmp_path/'c'), 2)
+    for (k, x), y in zip(whole.model.state_dict().items(), again.model.state_dict().values()): assert torch.equal(x, y), k
+
+
+def test_the_encoder_is_saved_and_comes_back(olinda, tmp_path):
+    learn = fit(learner(olinda))
+    save_encoder(learn, tmp_path/'e.safetensors')
+    enc, x = load_encoder(tmp_path/'e.safetensors'), torch.rand(2, 6, 32, 32)*100
+    learn.model.eval()
+    with torch.no_grad(): torch.testing.assert_close(enc.eval()(x).cls, learn.model.encoder(x).cls)
+
+
+@pytest.mark.parametrize('kwargs,match', [
+    (dict(ratio=.99), 'at least one must be hidden'), (dict(modalities=['ms', 'sar']), "the data have"), (dict(masking='blocks'), 'wanted one of'),
+    (dict(weights={'reconstruction': 1}), 'the objectives are'), (dict(q=(.7, .1)), 'first=0.7')])
+def test_bad_arguments_are_named(olinda, kwargs, match):
+    with pytest.raises(ValueError, match=match): fit(learner(olinda, **kwargs))
+
+
+def test_a_swin_is_refused(olinda):
+    swin = create_encoder('swin_tiny_patch4_window7_224', {'ms': 6, 'rgb': 3}, img_size=32, embed_dim=16, depths=(1, 1), num_heads=(2, 2), window_size=4)
+    with pytest.raises(ValueError, match='take a ViT'): mssdf_learner(loaders(olinda), swin)
