@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw_boxes', 'MultiCrop']
 
-# %% ../nbs/04_views.ipynb #7c503d37
+# %% ../nbs/04_views.ipynb #b1ad9b89
 import math
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-from .resample import crop_resize, crop_valid
+from .resample import crop_resize, crop_together, crop_valid
 from .photometric import RGBBlur, RGBGreyscale, RGBJitter, RGBPipeline, RGBSolarize, RGBTransform, deo_photometrics
 
 # %% ../nbs/04_views.ipynb #18401a99
@@ -35,7 +35,7 @@ def draw_boxes(
     y, x = (y*(H - h + 1)).floor(), (x*(W - w + 1)).floor()
     return (torch.stack([y, x, y + h, x + w], 1)/torch.tensor([H, W, H, W])).float()
 
-# %% ../nbs/04_views.ipynb #430efe2d
+# %% ../nbs/04_views.ipynb #23266b72
 class MultiCrop:
     "Cut a batch into global and local views: one geometry for all modalities, photometric changes on RGB only."
     def __init__(self,
@@ -69,7 +69,8 @@ class MultiCrop:
         grid, B = _coarsest(batch, self.strides), len(first)
         draws = [(draw_boxes(B, grid, s, self.ratio, g), torch.rand(B, generator=g) < self.flip) for s in self.scales]
         seeds = torch.randint(2**62, (len(draws),), generator=g).tolist()
-        return [self._view(batch, v, *draw, seed) for v,(draw,seed) in enumerate(zip(draws, seeds))]
+        grids = _grids(batch, self.strides)
+        return [self._view(batch, grids, v, *draw, seed) for v,(draw,seed) in enumerate(zip(draws, seeds))]
 
 # %% ../nbs/04_views.ipynb #7f0fd1b3
 def _check_settings(crop, n_global, n_local):
@@ -114,19 +115,29 @@ def _check_batch(crop, batch):
         crop._seen = True        # asking a GPU for its values stops it: the first batch is enough
     return next(iter(cut.values()))
 
-# %% ../nbs/04_views.ipynb #689cd717
+# %% ../nbs/04_views.ipynb #d4a6806a
+def _grids(batch, strides):
+    "The rasters of each grid and stride, to be cut together: (stride, {name: raster}); of masks, what is invalid."
+    grids = {}
+    for name, x in batch.items():
+        if x.ndim != 4: continue
+        raster = name.removesuffix('_valid')
+        stride = strides.get(name, strides.get(raster, 1))
+        if name != raster:
+            if x.dtype != torch.bool: raise ValueError(f"batch[{name!r}]: dtype {x.dtype}; a mask is bool, True where measured. Use `mask > 0`.")
+            x = (~x).float()
+        grids.setdefault((x.shape[2:], stride), {})[name] = x
+    return [(stride, xs) for (_, stride), xs in grids.items()]
+
+
 @patch
-def _view(self:MultiCrop, batch, v, boxes, flip, seed):
+def _view(self:MultiCrop, batch, grids, v, boxes, flip, seed):
     "View number `v` of `batch`."
-    def cut(name, x):
-        if x.ndim != 4: return x
-        mask = name.endswith('_valid')
-        stride = self.strides.get(name, self.strides.get(name.removesuffix('_valid'), 1) if mask else 1)
-        return (crop_valid if mask else crop_resize)(x, boxes, round(self.sizes[v]/stride), flip, plans)
-    device = next(x.device for x in batch.values() if x.ndim == 4)
+    device, view = next(iter(grids[0][1].values())).device, dict(batch)
     boxes, flip = boxes.to(device, non_blocking=True), flip.to(device, non_blocking=True)
-    plans = {}
-    view = {name: cut(name, x) for name,x in batch.items()}
+    for stride, xs in grids:
+        cut = crop_together(list(xs.values()), boxes, round(self.sizes[v]/stride), flip)
+        view.update((k, x == 0 if k.endswith('_valid') else x) for k,x in zip(xs, cut))
     if self.photometric:
         ours = {'inplace': True} if isinstance(self.photometric[v], (RGBPipeline, RGBTransform)) else {}
         for name in self.rgb: view[name] = self.photometric[v](view[name], generator=torch.Generator().manual_seed(seed), **ours)

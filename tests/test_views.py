@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from eo_brew import photometric as P, views as V
 from eo_brew.photometric import RGBBlur, RGBGreyscale, RGBJitter, RGBPipeline, RGBSolarize, deo_photometrics
-from eo_brew.resample import _edges, _triangle, apply_plan, crop_resize, crop_valid, gaussian_blur
+from eo_brew.resample import _edges, _triangle, apply_plan, crop_resize, crop_together, crop_valid, gaussian_blur
 from eo_brew.views import MultiCrop, draw_boxes
 
 quick = settings(max_examples=12, deadline=None)
@@ -20,7 +20,7 @@ def seeded(n=0): return torch.Generator().manual_seed(n)
 def on_device(x, boxes, size, flip):
     "The products that a GPU does, done by the CPU."
     px = _edges(boxes, x.shape[2:])
-    return apply_plan(x, (_triangle(px[:, 0], px[:, 2], x.shape[2], size[0]), _triangle(px[:, 1], px[:, 3], x.shape[3], size[1], flip), None))
+    return apply_plan([x], (_triangle(px[:, 0], px[:, 2], x.shape[2], size[0]), _triangle(px[:, 1], px[:, 3], x.shape[3], size[1], flip), None))
 
 
 def coordinates(B, n):
@@ -66,11 +66,12 @@ def test_both_paths_agree_between_pixels(seed, n, size):
     torch.testing.assert_close(crop_resize(x, boxes, size, flip), on_device(x, boxes, (size, size), flip), atol=1e-4, rtol=0)
 
 
-def test_dtype_is_kept_and_plans_are_shared():
-    x, boxes, plans = torch.rand(2, 3, 32, 32), torch.tensor([[0, 0, .5, .5], [.25, .5, 1, 1.]]), {}
-    assert crop_resize(x.half(), boxes, 8).dtype == torch.float16
-    a = crop_resize(x, boxes, 8, plans=plans)
-    assert torch.equal(crop_resize(torch.cat([x, x], 1), boxes, 8, plans=plans)[:, :3], a) and len(plans) == 1
+def test_rasters_of_one_grid_are_cut_together():
+    x, y, boxes = torch.rand(2, 3, 32, 32), torch.rand(2, 1, 32, 32).half(), torch.tensor([[0, 0, .5, .5], [.25, .5, 1, 1.]])
+    a, b = crop_together([x, y], boxes, 8)
+    assert a.dtype == torch.float32 and b.dtype == torch.float16 and b.shape == (2, 1, 8, 8)
+    torch.testing.assert_close(a, crop_resize(x, boxes, 8))
+    torch.testing.assert_close(b, crop_resize(y, boxes, 8))
 
 
 def test_autocast_does_not_round_reflectances():
@@ -83,7 +84,7 @@ def test_autocast_does_not_round_reflectances():
 
 def test_blur_has_no_denormal_weights(monkeypatch):
     seen = []
-    monkeypatch.setattr('eo_brew.resample.apply_plan', lambda x, plan: seen.extend(plan[:2]) or x)
+    monkeypatch.setattr('eo_brew.resample.apply_plan', lambda xs, plan: seen.extend(plan[:2]) or xs[0])
     gaussian_blur(torch.rand(3, 1, 64, 64), torch.tensor([.1, .5, 2.]), 11)
     assert all(((w == 0) | (w > 1e-30)).all() and torch.allclose(w.sum(-1), torch.ones(1)) for w in seen)
 
@@ -294,7 +295,7 @@ def test_views_are_antialiased(monkeypatch):
         stripes = (torch.arange(64) % 2).float().expand(1, 3, 64, 64)
         return (small(n_local=0, global_scale=(1, 1), global_size=16, photometric=False, strides=None)({'ms': stripes})[0]['ms'] - .5).abs().max() < .05
     assert checks()
-    monkeypatch.setattr(V, 'crop_resize', lambda x, boxes, size, flip, plans: F.interpolate(x, size=(size, size), mode='nearest'))
+    monkeypatch.setattr(V, 'crop_together', lambda xs, boxes, size, flip: [F.interpolate(x, size=(size, size), mode='nearest') for x in xs])
     assert not checks()
 
 
