@@ -1,6 +1,6 @@
 """What the parts of MSSDF do on the shipped Sentinel-2 scene at a very small scale: the table of the tutorial.
 
-    python benchmarks/mssdf_ablation.py OUT.jsonl [--steps 120] [--seeds 0 1 2]
+    python benchmarks/mssdf_ablation.py OUT.jsonl [--steps 60] [--seeds 0 1 2]
 
 One line a run: variant, seed, macro-F1 and accuracy of a linear probe of the frozen tokens on columns never trained on,
 effective rank of the tokens, first and last value of every loss part (means of ten steps). Runs already in OUT are kept.
@@ -38,7 +38,7 @@ class Steps(Callback):
         if self.train_iter >= self.n: raise CancelFitException()
 
 
-def run(variant, seed, steps, size=48, bs=32):
+def run(variant, seed, steps, size=48, bs=16):
     set_seed(seed)
     start = time.process_time()
     dls = eo_dataloaders(sample_scene(), sensor='sentinel2_l1c', bands=S2_GROUND_BANDS, size=size, bs=bs, seed=seed, stride=24, split='stripes', device='cpu')
@@ -61,7 +61,7 @@ def run(variant, seed, steps, size=48, bs=32):
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('out', type=Path)
-    ap.add_argument('--steps', type=int, default=120)
+    ap.add_argument('--steps', type=int, default=60)
     ap.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     a = ap.parse_args()
     done = {(r['variant'], r['seed']) for r in map(json.loads, a.out.read_text().splitlines())} if a.out.exists() else set()
