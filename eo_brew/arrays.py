@@ -84,7 +84,10 @@ def _block(a, layout:str, first:int, last:int, layer:int, rows:slice, cols:slice
     return x[None] if 'c' not in left else np.moveaxis(x, left.index('c'), 0)
 
 @patch
-def raw(self:ArrayScene, window, size:tuple) -> tuple:
+def raw(self:ArrayScene,
+    window, # of the scene's grid
+    size:tuple, # (h,w) wanted
+) -> tuple:
     "Values (present bands,h,w), and where they mean nothing."
     have = [self.bands[i] for i in self.present]
     src, rows, cols = handles(have[0].file, open_container), *window.toslices()

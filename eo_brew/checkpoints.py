@@ -229,6 +229,7 @@ def check_fits(
 
 @patch
 def before_train(self:ResumeCallback):
+    "Start the loader, the schedules and the recorder where the checkpoint was taken."
     if not self.pending: return
     state, dl, done = self.state, self.dl, self.state['where']['taken']
     if len(dl) != state['where']['batches']:
@@ -248,16 +249,21 @@ def before_train(self:ResumeCallback):
 
 @patch
 def before_batch(self:ResumeCallback):
+    "Put the random numbers back."
     # the loader's start has drawn from torch's generator, so the states go back just before the first batch is used
     if getattr(self, 'fresh', False): set_rng_state(self.state['rng']); self.fresh = False
 
 
 @patch
-def before_validate(self:ResumeCallback): self.before_batch()
+def before_validate(self:ResumeCallback):
+    "The same where no training batch was left."
+    self.before_batch()
 
 
 @patch
-def after_train(self:ResumeCallback): self.dl.__dict__.pop('get_idxs', None)
+def after_train(self:ResumeCallback):
+    "The next epoch starts at its first batch again."
+    self.dl.__dict__.pop('get_idxs', None)
 
 
 @patch

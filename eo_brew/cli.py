@@ -10,7 +10,9 @@ import argparse
 import sys
 
 # %% ../nbs/20_cli.ipynb #ee4f1cf6
-def run_demo(args):
+def run_demo(
+    args, # parsed arguments
+):
     "`eo_brew demo`"
     from eo_brew.runs import demo
     result = demo(args.out, steps=args.steps, seed=args.seed, method=args.method)
@@ -22,7 +24,9 @@ def run_demo(args):
           '  eo_brew pretrain SCENES/ --sensor sentinel2_l1c --epochs 100 --out runs/mine')
 
 
-def run_pretrain(args):
+def run_pretrain(
+    args, # parsed arguments
+):
     "`eo_brew pretrain`"
     from eo_brew.runs import pretrain
     path = pretrain(args.scenes, args.out, args.sensor, args.bands, args.arch, args.vfm, args.vfm_checkpoint, args.epochs,
@@ -30,7 +34,9 @@ def run_pretrain(args):
     print(f"\n{path}\nload it: from eo_brew.weights import load_encoder; encoder = load_encoder('{path}')")
 
 # %% ../nbs/20_cli.ipynb #b4e3642a
-def add_demo(commands):
+def add_demo(
+    commands, # subparsers to add to
+):
     "Arguments of `eo_brew demo`."
     p = commands.add_parser('demo', help='train on the shipped Sentinel-2 scene and look at the result')
     p.add_argument('--out', default='eo_brew_demo', help='folder to write (default: %(default)s)')
@@ -40,7 +46,9 @@ def add_demo(commands):
     p.set_defaults(run=run_demo)
 
 
-def add_pretrain(commands):
+def add_pretrain(
+    commands, # subparsers to add to
+):
     "Arguments of `eo_brew pretrain`."
     p = commands.add_parser('pretrain', help='pretrain an encoder on your own scenes')
     p.add_argument('scenes', nargs='+', help='folders or files of scenes')

@@ -27,7 +27,9 @@ from .statistics import check_values, measured_sensor
 from .windows import Windows, spatial_split, stripe_split, window_index
 
 # %% ../nbs/03_data.ipynb #acec5385
-def class_names(path) -> list:
+def class_names(
+    path, # label raster
+) -> list:
     "Names of the classes in the tag `classes` of a label raster, if it has one."
     with rasterio.open(path) as src: return [c for c in src.tags().get('classes', '').split(',') if c]
 

@@ -50,7 +50,7 @@ def check_boxes(
     if size and len(b) and ((b<0).any() or b[:,2].max()>size[1] or b[:,3].max()>size[0]):
         raise ValueError(f"boxes reach from {b.amin(0)[:2].tolist()} to {b.amax(0)[2:].tolist()}, outside the image of {size[1]} x {size[0]} pixels: clip them, or give pixels instead of shares.")
 
-# %% ../nbs/17d_detection.ipynb #0c9314dd
+# %% ../nbs/17d_detection.ipynb #a7f344c5
 class DetectionPyramid(nn.Module):
     "Four maps of equal width: scales of a ViT's last map, or a Swin's stages fused from the top"
     def __init__(self,
@@ -68,6 +68,7 @@ class DetectionPyramid(nn.Module):
             for i in range(len(maps)-2, -1, -1): maps[i] = maps[i]+F.interpolate(maps[i+1], maps[i].shape[-2:])
         return {str(i):s(m) for i,(s,m) in enumerate(zip(self.smooth, maps))}
 
+# %% ../nbs/17d_detection.ipynb #3141bc4e
 def _torchvision_heads(n_classes, channels, sizes, kwargs):
     "Region proposals and box head of torchvision's Faster R-CNN"
     from torchvision.models.detection import FasterRCNN
@@ -107,7 +108,10 @@ class Detector(WithEncoder):
         return {**a, **b}
 
 # %% ../nbs/17d_detection.ipynb #1ac52ad3
-def box_loss(out, y=None): # output of `Detector` -> scalar
+def box_loss(
+    out, # output of `Detector`
+    y=None, # not used: the output knows its losses
+): # scalar
     "Sum of the detector's losses"
     return sum(out['losses'].values())
 

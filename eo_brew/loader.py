@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .sensors import Sensor, rgb_from
 
-# %% ../nbs/02f_loader.ipynb #72572660
+# %% ../nbs/02f_loader.ipynb #1c4f072e
 class EODataLoader(TfmdDL):
     "fastai's `TfmdDL` with a seeded, resumable order, and pictures of rasters."
     def __init__(self, dataset, bs:int=64, shuffle:bool=False, num_workers:int=0, seed:int=0, sensors:dict=None, classes:list=None, **kwargs):
@@ -34,6 +34,14 @@ class EODataLoader(TfmdDL):
         self.looking = True
         try: return super().one_batch()
         finally: self.looking = False
+    def chunkify(self, b):
+        held = None
+        for c in super().chunkify(b):                          # a last sample alone joins the batch before it
+            if held is not None and len(c) == 1 < (self.bs or 1): held, c = None, [*held, *c]
+            if held is not None: yield held
+            held = c
+        if held is not None: yield held
+    def __len__(self): return super().__len__() - (not self.drop_last and 1 < (self.bs or 1) < self.n and self.n % self.bs == 1)
     def after_iter(self):
         if hasattr(self.dataset, 'tally'): self.dataset.tally.report()
     def new(self, dataset=None, cls=None, **kwargs):

@@ -107,12 +107,11 @@ class PatchDataset:
         return {self.name: self.sensor, **{o: get_sensor('rgb') for o in self.others if isinstance(o, str)},
                 **{o.name: o.sensor for o in self.others if not isinstance(o, str)}}
 
-# %% ../nbs/02e_patches.ipynb #7f900b27
+# %% ../nbs/02e_patches.ipynb #45bc64e9
 def _entries(name:str, x:np.ndarray, valid:np.ndarray, sensor:Sensor, bands:bool) -> dict:
     "The part of a sample that one modality makes up."
-    there = np.isfinite(x[:, valid][:, :1]).all(1) if valid.any() else np.zeros(len(x), bool)
-    out = {name: torch.from_numpy(fill_invalid(x, valid, sensor)), f'{name}_valid': torch.from_numpy(valid)[None]}
-    return {**out, f'{name}_bands': torch.from_numpy(there)} if bands else out
+    there = {f'{name}_bands': torch.from_numpy(~np.isnan(x).all((1, 2)))} if bands else {}
+    return {name: torch.from_numpy(fill_invalid(x, valid, sensor)), f'{name}_valid': torch.from_numpy(valid)[None], **there}
 
 def _sample(self:PatchDataset, i:int) -> tuple:
     "Read sample `i`."

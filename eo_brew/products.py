@@ -56,7 +56,9 @@ def list_files(
         return sorted(fs.unstrip_protocol(f) for f in fs.find(root))
     return sorted(str(p) for p in Path(path).rglob('*') if p.is_file() and '.zarr/' not in p.as_posix())
 
-def read_text(path:str) -> str:
+def read_text(
+    path:str, # local, or `/vsizip/...`
+) -> str:
     "The text of a local file or of one in a zip archive."
     archive, inner = _split_zip(path)
     if not archive: return Path(path).read_text(errors='replace')

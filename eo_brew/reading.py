@@ -38,7 +38,7 @@ class Scene:
     nodata:float|None=None # number in the files that means nothing
     saturated:float|None=None # number in the files that means too bright
     resampling:str='bilinear' # 'nearest' for labels and masks only
-    mask:'Mask|None'=None # another raster that says which pixels are good
+    mask:object=None # another raster that says which pixels are good
 
     @property
     def present(self) -> list: return [i for i, b in enumerate(self.bands) if b is not None]
@@ -87,7 +87,8 @@ def common_grid(
         raise ValueError(f'bands do not overlap (left, bottom, right, top): {where}')
     return (h, w), Affine(rx, 0, l, 0, -ry, t)
 
-# %% ../nbs/01c_reading.ipynb #fa44f875
+# %% ../nbs/01c_reading.ipynb #7fd76967
+_EXACT = ('uint8', 'int8', 'uint16', 'int16', 'float32') # whose numbers float32 holds exactly
 _GDAL_TYPES = dict(uint8='Byte', int8='Int8', uint16='UInt16', int16='Int16', uint32='UInt32', int32='Int32',
                    float32='Float32', float64='Float64')
 
@@ -104,12 +105,19 @@ def _vrt_band(number:int, b, nodata, source:str, index:int, src:str, dst:str) ->
             f'relativeToVRT="0" shared="0">{escape(source)}</SourceFilename><SourceBand>{index}</SourceBand>{src}{dst}'
             f'</SimpleSource></VRTRasterBand>')
 
+_forks = [] # how often this process was forked: one entry each
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=lambda: _forks.append(1))
+
+def _own_name(file:str) -> str:
+    "A name that GDAL's pool of open files, inherited by a fork, does not know: else two workers move one file position."
+    return '/'*len(_forks) + file if file.startswith('/') and not file.startswith('/vsi') else file
+
 def _on_grid(scene:Scene, number:int, b) -> str:
     "XML of one band on the scene's grid."
-    (h, w), inv, (source, index) = scene.shape, ~b.transform, (b.file, b.index)
+    (h, w), inv, (source, index) = scene.shape, ~b.transform, (_own_name(b.file), b.index)
     if scene.nodata is not None and b.nodata != scene.nodata:        # the file does not know its nodata: say it in an inner VRT
         full = [_rect(r, 0, 0, b.shape[1], b.shape[0]) for r in ('SrcRect', 'DstRect')]
-        source, index = _vrt(b.shape, b.transform, b.crs, _vrt_band(1, b, scene.nodata, b.file, b.index, *full)), 1
+        source, index = _vrt(b.shape, b.transform, b.crs, _vrt_band(1, b, scene.nodata, source, index, *full)), 1
     (x0, y0), (x1, y1) = inv*(scene.transform*(0, 0)), inv*(scene.transform*(w, h))
     return _vrt_band(number, b, scene.nodata, source, index, _rect('SrcRect', x0, y0, x1 - x0, y1 - y0), _rect('DstRect', 0, 0, w, h))
 
@@ -140,7 +148,7 @@ def close_handles():
     "Close this thread's open datasets, e.g. before their files are deleted or replaced."
     while handles.open: handles.open.popitem()[1].close()
 
-# %% ../nbs/01c_reading.ipynb #586e3c00
+# %% ../nbs/01c_reading.ipynb #61bd41a4
 def read_window(
     scene:Scene, # from `open_scene`
     window:tuple=None, # (y, x, height, width) in pixels of the scene's grid; None: all
@@ -151,8 +159,9 @@ def read_window(
     if min(y, x) < 0 or min(h, w) < 1 or y + h > scene.shape[0] or x + w > scene.shape[1]:
         raise ValueError(f'window={window} (y, x, height, width) leaves {scene.name} of {scene.shape}')
     size = (h, w) if size is None else (size, size) if isinstance(size, int) else tuple(size)
-    changed = next((b.file for b in map(scene.bands.__getitem__, scene.present) if b.stamp and file_stamp(b.file) != b.stamp), None)
-    if changed: raise ValueError(f'{changed}, window {window}: the file was replaced or removed after the scene was opened; open it again')
+    stamps = {scene.bands[i].file: scene.bands[i].stamp for i in scene.present}
+    changed = [f for f, stamp in stamps.items() if stamp and file_stamp(f) != stamp]
+    if changed: raise ValueError(f'{changed[0]}, window {window}: the file was replaced or removed after the scene was opened; open it again')
     try: raw, bad = scene.raw(Window(x, y, w, h), size)
     except (RasterioError, OSError, KeyError) as e:
         raise ValueError(f'{scene.name}, window {window} (y, x, height, width) cannot be read: {e.__cause__ or e}. Is the file '
@@ -161,12 +170,16 @@ def read_window(
     return (values, valid) if scene.mask is None else _apply_mask(scene, values, valid, window, size)
 
 @patch
-def raw(self:Scene, window:Window, size:tuple) -> tuple: # numbers of the files (present bands,h,w); where they mean nothing
+def raw(self:Scene,
+    window:Window, # of the scene's grid
+    size:tuple, # (h,w) wanted
+) -> tuple: # numbers of the files (present bands,h,w); where they mean nothing
     "Values by the scene's kernel, validity by the nearest pixel."
     have, native = [self.bands[i] for i in self.present], size == (window.height, window.width)
     plain = self.direct and (native or self.nodata == have[0].nodata)     # else GDAL must be told of the nodata by a VRT
     src = handles(have[0].file if plain else self.vrt)
-    kw = dict(indexes=[b.index for b in have] if plain else None, window=window, out_shape=(len(have), *size))
+    kw = dict(indexes=[b.index for b in have] if plain else None, window=window, out_shape=(len(have), *size),
+              out_dtype='float32' if self.dtype in _EXACT else None)                 # GDAL converts while it copies
     x = src.read(resampling=Resampling[self.resampling], **kw)
     if have[0].masked: return x, np.broadcast_to(src.dataset_mask(window=window, out_shape=size) == 0, x.shape)
     if self.nodata is None and self.saturated is None: return x, None
@@ -174,14 +187,19 @@ def raw(self:Scene, window:Window, size:tuple) -> tuple: # numbers of the files 
     bad = np.zeros(x.shape, bool) if self.nodata is None else np.isnan(near) if np.isnan(self.nodata) else near == self.nodata
     return x, bad if self.saturated is None else bad | (near == self.saturated)
 
-def physical(scene:Scene, raw:np.ndarray, bad) -> tuple:
+def physical(
+    scene:Scene, # knows offset and gain
+    raw:np.ndarray, # numbers of the files
+    bad, # where they mean nothing, or None
+) -> tuple:
     "Numbers of the file to physical values with NaN, and the valid mask."
-    x = raw.astype(np.float32)
+    x = raw.astype(np.float32, copy=False)
     if scene.offset: x += np.float32(scene.offset)
     if scene.gain != 1: x *= np.float32(scene.gain)
-    if bad is not None and (bad := np.ascontiguousarray(bad)).any(): x[bad] = np.nan
-    if raw.dtype.kind == 'f': bad = ~np.isfinite(x)
-    valid = ~bad.any(0) if bad is not None else np.ones(x.shape[1:], bool)
+    if bad is not None and bad.any(): x[bad] = np.nan
+    else: bad = None
+    if np.dtype(scene.dtype).kind == 'f': bad = ~np.isfinite(x)
+    valid = np.ones(x.shape[1:], bool) if bad is None else ~bad.any(0)
     if len(x) == len(scene.bands): return x, valid
     full = np.full((len(scene.bands), *x.shape[1:]), np.nan, np.float32)
     full[scene.present] = x

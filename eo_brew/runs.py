@@ -163,7 +163,11 @@ def demo(
     return result
 
 
-def probe_layers(encoder): return (2*encoder.depth//3, encoder.depth - 1)
+def probe_layers(
+    encoder, # an `Encoder`
+) -> tuple: # (mid, late)
+    "Layers whose tokens are probed together."
+    return (2*encoder.depth//3, encoder.depth - 1)
 
 
 def new_folder(
@@ -180,7 +184,8 @@ def new_folder(
 def write_report(
     learn:Learner, # after training
     result:DemoResult, # of it
-    steps:int, seed:int, # of the run
+    steps:int, # training steps
+    seed:int, # of everything random
 ):
     "Write report.json: scores, settings and time."
     probe = {'split': 'test columns: (column // 256) % 3 == 2', 'layers': probe_layers(learn.model.encoder),

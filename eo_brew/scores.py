@@ -33,11 +33,31 @@ def class_iou(m): # confusion matrix (n,n)
 def class_f1(m): # confusion matrix (n,n)
     "F1 of each class; nan where it does not occur"
     m = m.double(); return 2*m.diagonal()/(m.sum(0)+m.sum(1))
-def mean_iou(m): return class_iou(m).nanmean()
-def macro_f1(m): return class_f1(m).nanmean()
-def pixel_accuracy(m): return m.diagonal().sum().double()/m.sum()
-def change_iou(m): return class_iou(m)[1]
-def change_f1(m): return class_f1(m)[1]
+def mean_iou(
+    m, # confusion matrix (K,K), row = truth
+):
+    "Mean IoU over the classes that occur."
+    return class_iou(m).nanmean()
+def macro_f1(
+    m, # confusion matrix (K,K), row = truth
+):
+    "Mean F1 over the classes that occur."
+    return class_f1(m).nanmean()
+def pixel_accuracy(
+    m, # confusion matrix (K,K), row = truth
+):
+    "Share of pixels that are right."
+    return m.diagonal().sum().double()/m.sum()
+def change_iou(
+    m, # confusion matrix (K,K), row = truth
+):
+    "IoU of class 1, change."
+    return class_iou(m)[1]
+def change_f1(
+    m, # confusion matrix (K,K), row = truth
+):
+    "F1 of class 1, change."
+    return class_f1(m)[1]
 
 # %% ../nbs/17b_scores.ipynb #49b9e2d4
 class ConfusionScore(Metric):

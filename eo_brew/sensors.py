@@ -27,7 +27,11 @@ class Band:
     common:str=''             # name shared between sensors, e.g. 'red'
 
 # %% ../nbs/00_sensors.ipynb #9f4ee265
-def nearest(name:str, allowed, n:int=3) -> str:
+def nearest(
+    name:str, # what was given
+    allowed, # what it may be
+    n:int=3, # at most so many are named
+) -> str:
     "A phrase that names the `allowed` words nearest to `name`, or all of them when none is near."
     allowed = [str(a) for a in allowed]
     near = difflib.get_close_matches(str(name).lower(), [a.lower() for a in allowed], n, .5)

@@ -89,7 +89,12 @@ def band_statistics(
     for s, window in progress_bar(windows, leave=False) if progress else windows: stats.add(read_window(scenes[s], window)[0])
     return stats
 
-def measured_sensor(scenes, windows:Windows=None, limit:int=500, progress:bool=False) -> Sensor:
+def measured_sensor(
+    scenes, # a `Scene` or a list of them
+    windows:Windows=None, # measured on these; None: all
+    limit:int=500, # at most so many windows
+    progress:bool=False, # show a bar
+) -> Sensor:
     "The sensor of `scenes`, with statistics measured on them."
     stats = band_statistics(scenes, windows, limit, progress)
     return (scenes if isinstance(scenes, Scene) else scenes[0]).sensor.with_stats(stats.mean, stats.std)

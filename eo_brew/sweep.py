@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['starts', 'ramp', 'fit_scene', 'check_values', 'ProbeMap', 'token_map', 'as_function', 'Sweep', 'region']
 
-# %% ../nbs/18d_sweep.ipynb #d3c37ee9
-import hashlib
+# %% ../nbs/18d_sweep.ipynb #611d9f8d
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -122,7 +121,44 @@ def as_function(
     if not callable(model): raise ValueError(f'model is a {type(model).__name__}: give an encoder, a task model or its Learner, a ProbeMap, or a function of a batch')
     return model, model if isinstance(model, nn.Module) else None
 
-# %% ../nbs/18d_sweep.ipynb #9e5e9651
+# %% ../nbs/18d_sweep.ipynb #c3e706bf
+def _fit(self, model, modality, any_gsd):
+    "Check scenes against the sensors of the model's encoder."
+    try: encoder = find_encoder(model)
+    except ValueError: encoder = None
+    for m, s in self.scenes.items():
+        sensor = encoder and encoder.sensors.get(m, encoder.sensors.get(modality) if len(self.scenes) > 1 else None)
+        if encoder and m not in encoder.modalities and len(self.scenes) == 1: check_name(m, encoder.modalities, 'modality')
+        if sensor:
+            self.scenes[m] = fit_scene(s, sensor, any_gsd)
+            check_values(self.scenes[m], sensor)
+        elif not s.crs: raise ValueError(f'{s.name} has no CRS: a map of it lies nowhere. Open it with crs=...')
+    grids = {(s.shape, s.transform, s.crs) for s in self.scenes.values()}
+    if len(grids) > 1: raise ValueError(f'scenes lie on {len(grids)} different grids: {[repr(s) for s in self.scenes.values()]}; resample them to one (gdalwarp)')
+    self.scene = next(iter(self.scenes.values()))
+
+def _measure(self, kind, model, overlap, margin):
+    "Ask the model for one empty window: how many channels, how many pixels a cell."
+    H, W = self.scene.shape
+    if min(H, W) < self.size: raise ValueError(f'{self.scene.name} of {H}x{W} px is smaller than one window of size={self.size}: choose a smaller size')
+    out = self._run({m: torch.zeros(1, len(s.bands), self.size, self.size) for m, s in self.scenes.items()} |
+                    {f'{m}_valid': torch.ones(1, 1, self.size, self.size, dtype=torch.bool) for m in self.scenes})
+    if out.ndim != 4: raise ValueError(f'the model gives {tuple(out.shape)} for a window, wanted (B,K,h,w): a model of whole images makes no map')
+    self.channels, self.cell = out.shape[1], self.size//out.shape[-1]
+    self.kind = check_name(kind or ('embeddings' if isinstance(self.module, Encoder) else 'values' if self.channels == 1 else 'classes'), ('classes', 'values', 'embeddings'), 'kind')
+    c = self.cell
+    if overlap % c or margin % c or not 0 <= 2*margin <= max(overlap - c, 0) or overlap >= self.size:
+        raise ValueError(f'overlap={overlap}, margin={margin}: wanted multiples of {c} px with 2*margin < overlap < size={self.size}')
+    self.n, self.overlap, self.margin, self.shape = self.size//c, overlap//c, margin//c, (H//c, W//c)
+    self.ys, self.xs = (starts(l, self.n, self.n - self.overlap) for l in self.shape)
+
+@torch.no_grad()
+def _run(self, batch):
+    "Model on a batch; probabilities for classes, fp32."
+    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp): y = self.fn({k: v.to(self.device) for k, v in batch.items()})
+    return y.float()
+
+# %% ../nbs/18d_sweep.ipynb #d3102833
 class Sweep:
     "A model over a scene on a fixed lattice of windows; `region` gives any part of its output."
     def __init__(self,
@@ -147,45 +183,9 @@ class Sweep:
         if self.module is not None: self.module.to(self.device).eval()
         self._measure(kind, model, size//4 if overlap is None else overlap, margin)
 
-def _fit(self:Sweep, model, modality, any_gsd):
-    "Check scenes against the sensors of the model's encoder."
-    try: encoder = find_encoder(model)
-    except ValueError: encoder = None
-    for m, s in self.scenes.items():
-        sensor = encoder and encoder.sensors.get(m, encoder.sensors.get(modality) if len(self.scenes) > 1 else None)
-        if encoder and m not in encoder.modalities and len(self.scenes) == 1: check_name(m, encoder.modalities, 'modality')
-        if sensor:
-            self.scenes[m] = fit_scene(s, sensor, any_gsd)
-            check_values(self.scenes[m], sensor)
-        elif not s.crs: raise ValueError(f'{s.name} has no CRS: a map of it lies nowhere. Open it with crs=...')
-    grids = {(s.shape, s.transform, s.crs) for s in self.scenes.values()}
-    if len(grids) > 1: raise ValueError(f'scenes lie on {len(grids)} different grids: {[repr(s) for s in self.scenes.values()]}; resample them to one (gdalwarp)')
-    self.scene = next(iter(self.scenes.values()))
-
-def _measure(self:Sweep, kind, model, overlap, margin):
-    "Ask the model for one empty window: how many channels, how many pixels a cell."
-    H, W = self.scene.shape
-    if min(H, W) < self.size: raise ValueError(f'{self.scene.name} of {H}x{W} px is smaller than one window of size={self.size}: choose a smaller size')
-    out = self._run({m: torch.zeros(1, len(s.bands), self.size, self.size) for m, s in self.scenes.items()} |
-                    {f'{m}_valid': torch.ones(1, 1, self.size, self.size, dtype=torch.bool) for m in self.scenes})
-    if out.ndim != 4: raise ValueError(f'the model gives {tuple(out.shape)} for a window, wanted (B,K,h,w): a model of whole images makes no map')
-    self.channels, self.cell = out.shape[1], self.size//out.shape[-1]
-    self.kind = check_name(kind or ('embeddings' if isinstance(self.module, Encoder) else 'values' if self.channels == 1 else 'classes'), ('classes', 'values', 'embeddings'), 'kind')
-    c = self.cell
-    if overlap % c or margin % c or not 0 <= 2*margin <= max(overlap - c, 0) or overlap >= self.size:
-        raise ValueError(f'overlap={overlap}, margin={margin}: wanted multiples of {c} px with 2*margin < overlap < size={self.size}')
-    self.n, self.overlap, self.margin, self.shape = self.size//c, overlap//c, margin//c, (H//c, W//c)
-    self.ys, self.xs = (starts(l, self.n, self.n - self.overlap) for l in self.shape)
-
-@torch.no_grad()
-def _run(self:Sweep, batch):
-    "Model on a batch; probabilities for classes, fp32."
-    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp): y = self.fn({k: v.to(self.device) for k, v in batch.items()})
-    return y.float()
-
 Sweep._fit, Sweep._measure, Sweep._run = _fit, _measure, _run
 
-# %% ../nbs/18d_sweep.ipynb #bf158f3f
+# %% ../nbs/18d_sweep.ipynb #e5229e91
 def _strip(self:Sweep, y, x0, x1):
     "Values and masks of the rows of windows at cell row `y`, between cell columns."
     c, out, valid = self.cell, {}, True
@@ -213,8 +213,12 @@ def _add(self:Sweep, acc, weight, strip, cells, y, x0, xs, left):
             acc[:, :, a-left:b-left] += o[:, :, a-x:b-x]*w[:, a-x:b-x]
             weight[:, a-left:b-left] += w[:, a-x:b-x]
 
+# %% ../nbs/18d_sweep.ipynb #b3257389
 def region(self:Sweep,
-    y:int, x:int, h:int, w:int, # rectangle in cells: top row `y`, left column `x`, height `h`, width `w`
+    y:int, # top row, cells
+    x:int, # left column
+    h:int, # rows
+    w:int, # columns
     finish:Callable=None, # (K,rows,w) blended -> (C,rows,w) to keep
 ) -> tuple: # (C,h,w) array, valid (h,w)
     "A rectangle of the output, blended from all windows that touch it."

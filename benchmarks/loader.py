@@ -1,0 +1,165 @@
+"""Loader throughput against bare rasterio and torchgeo, and memory on a huge COG.
+
+    python benchmarks/loader.py [--windows 2000] [--workers 2] [--huge] [--out FILE.json]
+
+All three read the same COGs (made from the shipped scene, tiled 4 x 4, 10 bands, uint16, deflate, blocks of 256). Bare
+rasterio reads the same windows in the same order, block reads with one open dataset a file, in as many processes as the
+loaders have workers, and returns the arrays as they are. eo_brew and torchgeo return float batches. Each runs in turn,
+`--repeats` times in one process; the median counts. torchgeo is left out when it is not installed.
+"""
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import torch
+from affine import Affine
+from rasterio.windows import Window
+
+from eo_brew.loader import EODataLoader
+from eo_brew.patches import PatchDataset
+from eo_brew.rasters import open_scene, open_scenes, sample_scene, write_raster
+from eo_brew.reading import close_handles, read_window
+from eo_brew.windows import window_index
+
+BANDS = 'B02 B03 B04 B05 B06 B07 B08 B8A B11 B12'.split()
+
+
+def make_cogs(folder, n=2, tile=(4, 2), noise=True):
+    "COGs of real pixels, large enough not to be one cached block."
+    scene = open_scene(sample_scene(), bands=BANDS)
+    x, _ = read_window(scene)
+    big = np.tile(np.nan_to_num(x).astype('uint16').clip(1), (1, *tile))
+    big = big + np.random.default_rng(0).integers(0, 8, big.shape[1:]).astype('uint16') if noise else big
+    return [write_raster(folder/f'scene{i}.tif', big, scene, BANDS, scene.transform*Affine.translation(i*big.shape[2], 0), nodata=0,
+                         driver='COG', blocksize=256, compress='deflate', num_threads=2) for i in range(n)]
+
+
+_open = {}
+def bare(job):
+    file, (y, x, h, w) = job
+    if file not in _open: _open[file] = rasterio.open(file)
+    return _open[file].read(window=Window(x, y, w, h)).nbytes
+
+
+def time_bare(scenes, windows, workers):
+    jobs = [(scenes[s].name, w) for s, w in windows]
+    np.random.default_rng(0).shuffle(jobs := np.array(jobs, dtype=object))
+    jobs = [tuple(j) for j in jobs]
+    if not workers:
+        t = time.perf_counter()
+        size = sum(map(bare, jobs))
+        return time.perf_counter() - t, size
+    with get_context('fork').Pool(workers) as pool:
+        pool.map(bare, jobs[:workers])
+        t = time.perf_counter()
+        size = sum(pool.imap_unordered(bare, jobs, chunksize=32))
+        return time.perf_counter() - t, size
+
+
+def time_ours(scenes, windows, workers, bs=32):
+    dl = EODataLoader(PatchDataset(scenes, windows, in_memory=False), bs=bs, shuffle=True, num_workers=workers, device=torch.device('cpu'))
+    return time_loader((len(b['index']) for b, in dl), len(windows))
+
+
+def time_loader(lengths, n):
+    "Seconds for n windows, from the first batch on (workers have started, as bare rasterio's have)."
+    first = next(lengths)
+    t = time.perf_counter()
+    rest = sum(lengths)
+    assert first + rest >= n - 1
+    return (time.perf_counter() - t)*n/rest
+
+
+def time_torchgeo(folder, n, size, workers, bs=32):
+    from torch.utils.data import DataLoader
+    from torchgeo.datasets import RasterDataset, stack_samples
+    from torchgeo.samplers import RandomGeoSampler, Units
+    class Scenes(RasterDataset):
+        filename_glob, is_image, separate_files = 'scene*.tif', True, False
+    ds = Scenes(str(folder))
+    dl = DataLoader(ds, batch_size=bs, sampler=RandomGeoSampler(ds, size=size, length=n, units=Units.PIXELS), num_workers=workers, collate_fn=stack_samples)
+    return time_loader((len(b['image']) for b in dl), n)
+
+
+def huge_cog(path, side=20_000, bands=10):
+    "A COG of side x side x bands uint16: real pixels in every eighth block, the rest constant (8 GB of pixels in a small file)."
+    x = read_window(open_scene(sample_scene(), bands=BANDS[:bands]))[0].astype('uint16')[:, :512, :512].clip(1)
+    plain = Path(path).with_suffix('.plain.tif')
+    kw = dict(count=bands, height=side, width=side, dtype='uint16', crs='EPSG:32633', transform=Affine(10, 0, 300000, 0, -10, 5900000))
+    with rasterio.open(plain, 'w', driver='GTiff', tiled=True, blockxsize=512, blockysize=512, compress='lzw', interleave='pixel',
+                       sparse_ok=True, bigtiff='yes', **kw) as dst:
+        rng = np.random.default_rng(0)
+        for y in range(0, side - 512, 512):
+            for x0 in range(0, side - 512, 512):
+                if rng.random() < 1/8: dst.write(x, window=Window(x0, y, 512, 512))
+    from rasterio.shutil import copy
+    copy(plain, path, driver='COG', compress='lzw', blocksize=512, overviews='NONE', sparse_ok='YES', bigtiff='YES', num_threads='2')
+    plain.unlink()
+    return Path(path)
+
+
+_CHILD = '''
+import os, resource, sys, torch
+from eo_brew.data import eo_dataloaders
+rss = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])//1024
+import fastai.callback.core
+dls = eo_dataloaders(sys.argv[1], 'sentinel2_l1c', bands=%r, size=256, bs=16, n=4000, valid_pct=0, offset=0, device='cpu', nodata=0, on_error='skip')
+next(iter(dls.train)); base = rss()
+n = 0
+for i, (b,) in enumerate(dls.train):
+    n += len(b['index'])
+    if i in (10, 60, 120): print(n, rss(), flush=True)
+    if i == 120: break
+print('growth', rss() - base)
+'''
+
+
+def peak_memory(path):
+    "MB by which the peak of a process grows while it reads some 2,000 windows of 256 px (2.5 GB of pixels)."
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', _CHILD % BANDS, str(path)], capture_output=True, text=True,
+                         env={**os.environ, 'GDAL_CACHEMAX': '128'})
+    if out.returncode: raise RuntimeError(out.stderr[-2000:])
+    print(out.stdout)
+    return int(out.stdout.split()[-1])
+
+
+def main():
+    p = argparse.ArgumentParser()
+    for k, v in dict(windows=800, size=256, workers=2, repeats=3, scenes=6).items(): p.add_argument(f'--{k}', type=int, default=v)
+    p.add_argument('--huge', action='store_true'); p.add_argument('--out')
+    a = p.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as d:
+        d = Path(d)
+        make_cogs(d, a.scenes)
+        scenes = open_scenes(d, 'sentinel2_l1c', BANDS)
+        windows = window_index(scenes, a.size, n=a.windows, seed=0)
+        times = dict(bare=[], eo_brew=[], torchgeo=[])
+        for _ in range(a.repeats):
+            t, size = time_bare(scenes, windows, a.workers); times['bare'].append(t)
+            times['eo_brew'].append(time_ours(scenes, windows, a.workers))
+            try: times['torchgeo'].append(time_torchgeo(d, a.windows, a.size, a.workers))
+            except ImportError as e: print('torchgeo is left out:', e)
+        close_handles()
+    out = {k: dict(windows_per_s=round(a.windows/np.median(v), 1), MB_per_s=round(size/1e6/np.median(v), 1)) for k, v in times.items() if v}
+    out['eo_brew/bare'] = round(out['eo_brew']['windows_per_s']/out['bare']['windows_per_s'], 3)
+    if 'torchgeo' in out: out['eo_brew/torchgeo'] = round(out['eo_brew']['windows_per_s']/out['torchgeo']['windows_per_s'], 2)
+    if a.huge:
+        with tempfile.TemporaryDirectory() as d:
+            t = time.perf_counter()
+            f = huge_cog(Path(d)/'huge.tif')
+            out['huge'] = dict(file_MB=round(f.stat().st_size/1e6), made_in_s=round(time.perf_counter() - t, 1), growth_MB=peak_memory(f))
+    print(json.dumps(out, indent=1))
+    if a.out: Path(a.out).write_text(json.dumps(out, indent=1))
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,228 @@
+"""Windows, splits, masks and loaders: properties that hold for any input, and faults that must not come back."""
+import json
+import random
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+from fastai.callback import progress  # noqa: F401  (no_bar)
+from fastai.learner import Learner
+from hypothesis import HealthCheck, given, settings, strategies as st
+from torch import nn
+
+from eo_brew.data import eo_dataloaders
+from eo_brew.loader import EODataLoader
+from eo_brew.modalities import BandDropout
+from eo_brew.patches import PatchDataset, fill_invalid
+from eo_brew.rasters import open_scene, open_scenes, sample_labels, sample_scene, write_raster
+from eo_brew.reading import Scene, close_handles, read_window
+from eo_brew.sensors import get_sensor
+from eo_brew.windows import Windows, footprints, spatial_split, stripe_split, window_index
+
+BANDS = ['B04', 'B03', 'B02', 'B08']
+S2 = open_scene(sample_scene(), bands=['B02'])
+fast = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    close_handles()
+
+
+def scene_of(h, w, x0=0, y0=0, crs=None, gsd=10.):
+    return replace(S2, name=f'{h}x{w}@{x0},{y0}', shape=(h, w), transform=Affine(gsd, 0, x0, 0, -gsd, y0), crs=crs if crs is not None else S2.crs)
+
+
+@fast
+@given(h=st.integers(8, 90), w=st.integers(8, 90), size=st.integers(1, 8), stride=st.integers(1, 12))
+def test_every_pixel_is_reached(h, w, size, stride):
+    ws = window_index(scene_of(h, w), size, stride)
+    seen = np.zeros((h, w), int)
+    for _, (y, x, a, b) in ws:
+        assert 0 <= y <= h - a and 0 <= x <= w - b
+        seen[y:y+a, x:x+b] += 1
+    if stride <= size: assert seen.min() >= 1
+    assert len({tuple(r) for r in ws.rows.tolist()}) == len(ws)
+
+
+@fast
+@given(h=st.integers(40, 120), w=st.integers(40, 120), size=st.integers(4, 12), stride=st.integers(2, 14), pct=st.floats(.05, .5),
+       seed=st.integers(0, 99), dx=st.integers(0, 60), n=st.one_of(st.none(), st.integers(20, 80)))
+def test_no_ground_on_both_sides(h, w, size, stride, pct, seed, dx, n):
+    "Two scenes of overlapping ground (another date): not a pixel of it in training and in validation."
+    scenes = [scene_of(h, w), scene_of(h, w, dx*10., -30.)]
+    ws = window_index(scenes, size, stride, n, seed)
+    try: train, valid = spatial_split(ws, scenes, pct, seed=seed)
+    except ValueError as e:
+        assert 'use a smaller size' in str(e)
+        return
+    cover = []
+    for part in (train, valid):
+        m = np.zeros((h + 3, w + 60), bool)
+        for s, (y, x, a, b) in part: m[y + 3*s:y + 3*s + a, x + dx*s:x + dx*s + b] = True
+        cover.append(m)
+    assert not (cover[0] & cover[1]).any()
+    again = spatial_split(ws, scenes, pct, seed=seed)
+    np.testing.assert_array_equal(again[1].rows, valid.rows)
+
+
+@fast
+@given(size=st.integers(16, 200), stride=st.integers(16, 200))
+def test_stripes(size, stride):
+    train, test = stripe_split(window_index(S2, size, stride))
+    is_test = (np.arange(1536)//256) % 3 == 2
+    assert all(not is_test[x:x+b].any() for _, (y, x, a, b) in train)
+    assert all(is_test[x:x+b].all() for _, (y, x, a, b) in test)
+
+
+def test_split_across_crs():
+    "The same ground in two UTM zones."
+    zone32 = rasterio.CRS.from_epsg(32632).to_wkt()
+    from rasterio.warp import transform_bounds
+    a = scene_of(200, 200, 330000., 5822040.)
+    l, b, r, t = transform_bounds(rasterio.CRS.from_wkt(a.crs), rasterio.CRS.from_wkt(zone32), *a.bounds)
+    c = scene_of(200, 200, l, t, zone32)
+    ws = window_index([a, c], 10)
+    train, valid = spatial_split(ws, [a, c], .2)
+    (ft, _), (fv, _) = footprints(train, [a, c]), footprints(valid, [a, c])
+    over = (np.minimum(ft[:, None, 2:], fv[None, :, 2:]) - np.maximum(ft[:, None, :2], fv[None, :, :2])).min(-1)
+    assert over.max() <= 1e-6
+
+
+@fast
+@given(y=st.integers(0, 40), x=st.integers(0, 40), size=st.integers(4, 24), seed=st.integers(0, 9))
+def test_crops_and_masks_move_together(tmp_path_factory, y, x, size, seed):
+    d = tmp_path_factory.mktemp('m')
+    a = np.random.default_rng(seed).integers(0, 5, (2, 64, 64)).astype('uint16')            # 0 is nodata: a fifth of the pixels
+    scene = open_scene(write_raster(d/'a.tif', a, S2, ['B02', 'B03'], nodata=0), 'sentinel2_l1c')
+    v, ok = read_window(scene, (y, x, size, size))
+    want = (a != 0).all(0)[y:y+size, x:x+size]
+    np.testing.assert_array_equal(ok, want)
+    np.testing.assert_array_equal(v[:, ok], a[:, y:y+size, x:x+size][:, want])
+    filled = fill_invalid(v.copy(), ok, scene.sensor)
+    assert np.isfinite(filled).all() and not (filled == 0).any()                             # never a silent zero
+    np.testing.assert_allclose(filled[:, ~ok], np.broadcast_to(scene.sensor.mean.numpy()[:, None], (2, (~ok).sum())), rtol=1e-6)
+    close_handles()
+
+
+@fast
+@given(rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 999), st.integers(0, 999)), max_size=20), size=st.integers(1, 64))
+def test_window_table_round_trip(tmp_path_factory, rows, size):
+    f = tmp_path_factory.mktemp('w')/'w.json'
+    w = Windows(np.array(rows, np.int64).reshape(-1, 3), size, tuple('abcd'), ((9, 9),)*4, 3, dict(seed=1))
+    w.save(f)
+    back = Windows.load(f)
+    np.testing.assert_array_equal(back.rows, w.rows)
+    assert (back.size, back.scenes, back.shapes, back.stride, back.note) == (w.size, w.scenes, w.shapes, w.stride, w.note)
+    json.loads(f.read_text())
+
+
+def order(dl): return torch.cat([b[0]['index'] for b in dl]).tolist()
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_order_depends_on_seed_and_epoch_alone(workers):
+    "The released code draws an unseeded subset, another one in every process."
+    make = lambda seed: eo_dataloaders(sample_scene(), size=128, bs=4, bands=['B02'], seed=seed, device='cpu', num_workers=workers).train
+    random.seed(1); a = make(3); first = [order(a) for _ in range(3)]
+    random.seed(2); b = make(3); b.set_epoch(2)
+    assert order(b) == first[2] and first[0] != first[1] and order(make(3)) == first[0]
+    assert sorted(first[0]) != [] and len(set(map(tuple, first))) == 3
+
+
+def test_workers_give_the_same_pixels():
+    kw = dict(size=128, bs=4, bands=BANDS, device='cpu', labels=sample_labels(), split='stripes')
+    one = eo_dataloaders(sample_scene(), num_workers=0, in_memory=True, **kw).valid
+    two = eo_dataloaders(sample_scene(), num_workers=2, in_memory=False, **kw).valid
+    for (a, ya), (b, yb) in zip(one, two): assert all(torch.equal(a[k], b[k]) for k in a) and torch.equal(ya, yb)
+
+
+def _files(d, n=12):
+    for i in range(n): write_raster(d/f'{i:02}.tif', np.random.default_rng(i).integers(1, 3000, (4, 64, 64)).astype('uint16'), S2, BANDS,
+                                    S2.transform*Affine.translation(64*i, 0))
+    return open_scenes(d, 'sentinel2_l1c')
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_skip_counts_lists_and_goes_on(tmp_path, workers):
+    scenes = _files(tmp_path)
+    (tmp_path/'03.tif').write_bytes((tmp_path/'03.tif').read_bytes()[:3000])
+    ds = PatchDataset(scenes, window_index(scenes, 64), on_error='skip', max_lost=.2, in_memory=False)
+    dl = EODataLoader(ds, bs=4, num_workers=workers)
+    with pytest.warns(UserWarning, match=r"1 of 12 windows could not be read and were skipped: \[\('.*03.tif', \(0, 0, 64, 64\)"):
+        assert sorted(order(dl)) == [0, 1, 2, *range(4, 12)]
+    for f in ('05.tif', '07.tif'): (tmp_path/f).unlink()
+    with pytest.raises(ValueError, match='more than max_lost=0.2'): order(dl)
+    with pytest.raises(ValueError, match=r'03.tif'): order(EODataLoader(PatchDataset(scenes, window_index(scenes, 64), in_memory=False), bs=4))
+
+
+def test_refused_inputs(tmp_path):
+    scenes = _files(tmp_path)
+    with pytest.raises(ValueError, match='list them again'): PatchDataset(scenes, window_index(scenes[:3], 64))
+    x = np.random.default_rng(0).random((4, 256, 256)).astype('f4')
+    f = write_raster(tmp_path/'r.tif', x, S2, BANDS)
+    with pytest.raises(ValueError, match='reflectance in 0..1.*gain=10000'): eo_dataloaders(f, 'sentinel2_l1c', size=64, bs=4)
+    assert eo_dataloaders(f, 'sentinel2_l1c', size=64, bs=4, gain=1e4, device='cpu').one_batch()[0]['ms'].max() > 5000
+    x[2] = 7.
+    with pytest.raises(ValueError, match=r"\['B02'\] are constant"): eo_dataloaders(write_raster(tmp_path/'c.tif', x*3e3*(np.arange(4) != 2)[:, None, None], S2, BANDS), 'sentinel2_l1c', size=64, bs=4)
+    wrapped = (np.random.default_rng(0).integers(-200, 3000, (4, 256, 256))).astype('uint16')
+    with pytest.raises(ValueError, match='16-bit overflow'): eo_dataloaders(write_raster(tmp_path/'o.tif', wrapped, S2, BANDS), 'sentinel2_l1c', size=64, bs=4)
+    nothing = np.zeros((4, 256, 256), 'uint16')
+    with pytest.raises(ValueError, match='no valid pixel'): eo_dataloaders(write_raster(tmp_path/'n.tif', nothing, S2, BANDS), 'sentinel2_l1c', size=64, bs=4)
+
+
+def test_statistics_are_measured_without_the_invalid(tmp_path):
+    x = np.random.default_rng(0).normal(9000, 100, (6, 256, 256)).astype('uint16'); x[:, :100] = 0
+    f = write_raster(tmp_path/'l.tif', x, S2, get_sensor('landsat5_sr').band_names)
+    with rasterio.open(f, 'r+') as dst: dst.update_tags(EO_OFFSET='-7272.7')
+    dls = eo_dataloaders(f, 'landsat5_sr', size=64, bs=4, device='cpu')
+    torch.testing.assert_close(dls.sensors['ms'].mean, torch.full((6,), 9000 - 7273.), atol=3, rtol=0)
+    torch.testing.assert_close(dls.sensors['ms'].std, torch.full((6,), 100.), atol=3, rtol=0)
+
+
+def test_missing_bands_and_partners(tmp_path):
+    scenes = _files(tmp_path)
+    write_raster(tmp_path/'03.tif', np.ones((2, 64, 64), 'uint16')*np.array([100, 200])[:, None, None].astype('uint16'), S2, ['B04', 'B08'])
+    with pytest.raises(ValueError, match=r"bands=\['B03', 'B02'\] not found"): open_scenes(tmp_path, 'sentinel2_l1c', BANDS)
+    dls = eo_dataloaders(tmp_path, 'sentinel2_l1c', size=64, bs=2, bands=BANDS, allow_missing=True, device='cpu', valid_pct=.2)
+    full = {int(i): b for x, in [*dls.train, *dls.valid] for i, b in zip(x['index'], x['ms_bands'])}
+    gone = [x for ds in (dls.train_ds, dls.valid_ds) for x, in (ds[i] for i in range(len(ds))) if not x['ms_bands'].all()]
+    assert len(gone) == 1 and gone[0]['ms_bands'].tolist() == [True, False, False, True] and gone[0]['ms_valid'].all()
+    torch.testing.assert_close(gone[0]['ms'][1], torch.full((64, 64), dls.sensors['ms'].mean[1].item()))
+
+
+@fast
+@given(p=st.floats(0, .95), keep=st.integers(1, 4), seed=st.integers(0, 999))
+def test_band_dropout(p, keep, seed):
+    sensor = get_sensor('sentinel2_l1c', BANDS)
+    b = BandDropout(sensor, p, keep, generator=torch.Generator().manual_seed(seed))({'ms': torch.zeros(8, 4, 2, 2), 'ms_valid': torch.ones(8, 1, 2, 2)})
+    assert b['ms_bands'].sum(1).min() >= keep
+    assert ((b['ms'][:, :, 0, 0] == 0) == b['ms_bands']).all()
+
+
+class Head(nn.Module):
+    def __init__(self, c=4): super().__init__(); self.conv = nn.Conv2d(c, 8, 1)
+    def forward(self, b): return self.conv(b['ms']/1e4)
+
+
+def test_in_a_plain_learner():
+    dls = eo_dataloaders(sample_scene(), size=128, bs=8, bands=BANDS, labels=sample_labels(), split='stripes', device='cpu')
+    torch.manual_seed(0)
+    learn = Learner(dls, Head(), loss_func=lambda o, y: nn.functional.cross_entropy(o, y, ignore_index=255), lr=.1)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    assert learn.recorder.values[-1][0] < np.log(8)
+    p, y = learn.get_preds()
+    assert p.shape[0] == len(dls.valid_ds) == y.shape[0]
+    dls.show_batch(max_n=2)
+
+
+def test_hundred_thousand_windows():
+    big = scene_of(20224, 20224)
+    w = window_index(big, 64)
+    train, valid = spatial_split(w, big, .1)
+    assert len(w) == 316**2 and len(train) + len(valid) == len(w) and abs(len(valid)/len(w) - .1) < .01
