@@ -187,8 +187,7 @@ def raw(self:Scene,
     bad = np.zeros(x.shape, bool) if self.nodata is None else np.isnan(near) if np.isnan(self.nodata) else near == self.nodata
     return x, bad if self.saturated is None else bad | (near == self.saturated)
 
-def physical(
-    scene:Scene, # knows offset and gain
+def physical(scene:Scene, # knows offset and gain
     raw:np.ndarray, # numbers of the files
     bad, # where they mean nothing, or None
 ) -> tuple:

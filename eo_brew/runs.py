@@ -180,7 +180,7 @@ def new_folder(
     out.mkdir(parents=True, exist_ok=True)
     return out
 
-
+# %% ../nbs/19b_runs.ipynb #45b994e3
 def write_report(
     learn:Learner, # after training
     result:DemoResult, # of it

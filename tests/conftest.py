@@ -1,5 +1,6 @@
 """What every test shares: threads, a plotting backend without a screen, and the flags `slow`, `cuda` and `network`."""
 import os
+from pathlib import Path
 
 os.environ.setdefault('MPLBACKEND', 'Agg')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
@@ -24,7 +25,9 @@ def pytest_collection_modifyitems(config, items):
     skips = {'slow': None if config.getoption('--runslow') else 'slow: needs --runslow',
              'network': None if config.getoption('--runnetwork') else 'needs a network: --runnetwork',
              'cuda': None if torch.cuda.is_available() else 'needs a GPU'}
+    debts = (Path(__file__).parent/'debts.txt').read_text().split('\n')      # house rules that are not kept yet; one that is kept again fails here
     for item in items:
+        if any(d and item.nodeid.endswith(d) for d in debts): item.add_marker(pytest.mark.xfail(strict=True, reason='listed in debts.txt'))
         for mark,reason in skips.items():
             if reason and mark in item.keywords: item.add_marker(pytest.mark.skip(reason=reason))
 
