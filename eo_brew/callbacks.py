@@ -76,6 +76,7 @@ class ScheduleCallback(ParamScheduler):
         super().__init__({})
 
     def before_fit(self):
+        if self.opt is None: return super().before_fit()      # validation or `summary` before any training
         # `fit(n, lr)` has just written its learning rate into the optimizer: that is the peak
         peak, n = self.opt.hypers[-1]['lr'], len(self.opt.hypers)
         def wd(pct): return [sched_cos(*self.wd, pct)] + [0.]*(n - 1)

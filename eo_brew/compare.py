@@ -35,7 +35,7 @@ def compare(
     tasks:dict, # name -> function (encoder, seed) -> result
     seeds=(0,), # of the probes
     progress=print # told each row as it comes; None: silent
-)->'Table':
+):
     "Every encoder through every task; mean and spread over seeds and over an encoder's copies"
     rows = []
     for (e,encs),(t,task) in ((a,b) for a in encoders.items() for b in tasks.items()):

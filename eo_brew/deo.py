@@ -12,7 +12,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 
 from .callbacks import ClipPerTensor, EMACallback, LossPart, ScheduleCallback, adamw, decay_groups
-from .coding_rate import SimDINOLoss
+from .coding_rate import SimDINOLoss, cross_view_cosine
 from .encoders import ProjectionHead, create_encoder
 from .losses import cls_distill_loss, patch_distill_loss
 from .monitors import CollapseMonitor
@@ -110,8 +110,10 @@ class DEOLoss(nn.Module):
     ) -> torch.Tensor: # scalar
         loss, self.parts = 0., {}
         if 'ms' in pred:
-            loss = self.ms(pred['ms'], target['ms'])
-            self.parts.update(self.ms.parts)
+            # not `self.ms(...)`, which refuses a batch of one: in training `ViewsCallback` has, and a last validation batch may be one
+            agreement, expansion = cross_view_cosine(pred['ms'], target['ms']), self.ms.expansion(pred['ms'], target['ms'])
+            loss = -agreement - expansion
+            self.parts.update(agreement=agreement.detach(), expansion=expansion.detach())
         if 'cls' in pred:
             l_cls = _mean([cls_distill_loss(s, target['cls'], same_view=self.same_view) for s in pred['cls'].values()])
             l_patch = _mean([self._patch(pred[k][m], target[k], target.get('weight')) for k in ('mid', 'late') for m in pred[k]])

@@ -20,6 +20,8 @@ from eo_brew.views import MultiCrop
 from eo_brew.weights import load_encoder, save_encoder
 from eo_brew.windows import window_index
 
+pytestmark = pytest.mark.slow
+
 TINY = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, decoder_depths=(1, 1))
 
 

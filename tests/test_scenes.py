@@ -12,6 +12,8 @@ from eo_brew.scenes import predict_raster
 from eo_brew.sensors import get_sensor
 from eo_brew.sweep import ProbeMap, Sweep
 
+pytestmark = pytest.mark.slow
+
 S4 = get_sensor('sentinel2_l1c', bands='B02 B03 B04 B08'.split())
 
 def small_encoder():

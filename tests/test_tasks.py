@@ -7,6 +7,9 @@ from fastai.learner import Learner
 
 from eo_brew.encoders import create_encoder
 from eo_brew.tasks import change_learner, classification_learner, height_learner, segmentation_learner
+import pytest
+
+pytestmark = pytest.mark.slow
 
 
 def vit(n=3, size=32, patch=4): return create_encoder('vit_tiny_patch16_224', {'ms': n}, img_size=size, patch_size=patch, depth=4, embed_dim=48, num_heads=3)
