@@ -89,7 +89,7 @@ def forward(self:DEOModel,
         out['cls'] = {m: self.heads['cls'](cls(m)).unflatten(0, (-1, B)) for m in self.distill_from}
         for i, k in enumerate(('mid', 'late')):
             toks = {m: groups[0][m].layers[i] for m in self.distill_from}
-            out[k] = {m: (self.heads[k](t.patches), t.grid) for m, t in toks.items()}
+            out[k] = {m: (self.heads[k](t.patches), torch.tensor(t.grid)) for m, t in toks.items()}   # a tensor: fastai casts outputs
     return out
 
 # %% ../nbs/13_deo.ipynb #f8d13dfc
@@ -124,7 +124,7 @@ class DEOLoss(nn.Module):
     def _patch(self, pred, target, valid):
         (student, grid), (teacher, teacher_grid) = pred, target
         weight = None if valid is None else nn.functional.adaptive_avg_pool2d(valid, teacher_grid).flatten(1)
-        return patch_distill_loss(student, teacher, grid, teacher_grid, weight=weight)
+        return patch_distill_loss(student, teacher, tuple(map(int, grid)), teacher_grid, weight=weight)
 
 
 def _mean(losses): return torch.stack(losses).mean()
