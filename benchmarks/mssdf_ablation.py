@@ -1,76 +1,92 @@
-"""What the parts of MSSDF do on the shipped Sentinel-2 scene at a very small scale: the table of the tutorial.
+"""What the parts of MSSDF do on the shipped Sentinel-2 scene in a very short run: the table of the tutorial.
 
-    python benchmarks/mssdf_ablation.py OUT.jsonl [--steps 60] [--seeds 0 1 2]
+    OMP_NUM_THREADS=1 python benchmarks/mssdf_ablation.py [OUT.csv] [--steps 300] [--seeds 0 1 2] [--variants MSSDF ...]
 
-One line a run: variant, seed, macro-F1 and accuracy of a linear probe of the frozen tokens on columns never trained on,
-effective rank of the tokens, first and last value of every loss part (means of ten steps). Runs already in OUT are kept.
+One row a run: variant, seed, macro-F1 and accuracy of a linear probe of the frozen tokens (blocks 4 and 5) on columns never
+trained on, effective rank of the tokens, and of every loss part the mean of the first and the last ten steps. Runs that OUT
+has already are kept, so a stopped table goes on where it was; the rows are in the order of the runs.
 """
-import argparse, json, time
+import argparse, csv, time
 from pathlib import Path
 
 import torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
 from fastai.torch_core import set_seed
 
-from eo_brew.data import eo_dataloaders
 from eo_brew.encoders import create_encoder
+from eo_brew.loader import EODataLoader
 from eo_brew.monitors import effective_rank
-from eo_brew.mssdf import mssdf_learner
+from eo_brew.mssdf import WEIGHTS, mssdf_learner
 from eo_brew.rasters import open_raster, sample_labels, sample_scene
-from eo_brew.runs import S2_GROUND_BANDS
+from eo_brew.runs import S2_GROUND_BANDS, fit_steps, sample_loaders
 from eo_brew.scene_probe import scene_probe
 
 OFF = dict(align=0., hsic=0., modality=0.)
 VARIANTS = {
-    'MSSDF': {}, 'random masks, reconstruction only': dict(masking='random', q=None, weights=OFF), 'random masks': dict(masking='random'),
-    'masks not across modalities': dict(q=None), 'no alignment': dict(weights=dict(align=0.)), 'no HSIC': dict(weights=dict(hsic=0.)),
-    'no modality classification': dict(weights=dict(modality=0.)), 'alignment and HSIC on the same features': dict(split=False),
+    'random encoder': None, 'MSSDF': {}, 'random masks, reconstruction only': dict(masking='random', q=None, weights=OFF),
+    'random masks': dict(masking='random'), 'masks not across modalities': dict(q=None), 'no alignment': dict(weights=dict(align=0.)),
+    'no HSIC': dict(weights=dict(hsic=0.)), 'no modality classification': dict(weights=dict(modality=0.)),
+    'alignment and HSIC on the same features': dict(split=False), 'reconstruction only': dict(weights=OFF), 'no reconstruction': dict(weights=dict(recon=0.)),
 }
+PARTS = [f'{when}_{part}' for part in WEIGHTS for when in ('first', 'last')]
+COLUMNS = ['variant', 'seed', 'steps', 'macro_f1', 'accuracy', 'rank', *PARTS, 'cpu_seconds']
+SIZE, BATCH = 48, 16
 
 
-class Steps(Callback):
-    "Keep the loss parts of every step; schedules end at `n` steps."
-    order = 95
-    def __init__(self, n): self.n, self.rows = n, []
+class Kept(torch.utils.data.Dataset):
+    "The windows of a dataset, read once."
+    def __init__(self, ds): self.items, self.sensors = [ds[i] for i in range(len(ds))], ds.sensors
+    def __len__(self): return len(self.items)
+    def __getitem__(self, i): return self.items[i]
+
+
+class Parts(Callback):
+    "Keep the loss parts of every step."
+    order = 90
+    def before_fit(self): self.rows = []
     def after_batch(self):
-        self.rows.append({k: float(v) for k, v in self.learn.loss_func.parts.items()})
-        self.learn.pct_train = min(1., self.train_iter/self.n)
-        if self.train_iter >= self.n: raise CancelFitException()
+        if self.training: self.rows.append({k: float(v) for k, v in self.learn.loss_func.parts.items()})
 
 
-def run(variant, seed, steps, size=48, bs=16):
+def run(variant, seed, steps, windows, scene):
     set_seed(seed)
     start = time.process_time()
-    dls = eo_dataloaders(sample_scene(), sensor='sentinel2_l1c', bands=S2_GROUND_BANDS, size=size, bs=bs, seed=seed, stride=24, split='stripes', device='cpu')
-    enc = create_encoder('vit_tiny_patch16_224', {'ms': dls.sensors['ms'], 'rgb': 'rgb'}, img_size=size, patch_size=8, embed_dim=96, depth=4, num_heads=3, modality_embed=True)
+    dls = DataLoaders(*[EODataLoader(windows, bs=BATCH, shuffle=s, drop_last=True, seed=seed) for s in (True, False)], device='cpu')
+    dls.sensors = windows.sensors
+    enc = create_encoder('vit_tiny_patch16_224', {'ms': dls.sensors['ms'], 'rgb': 'rgb'}, img_size=SIZE, patch_size=8, embed_dim=96, depth=6, num_heads=3, modality_embed=True)
     row = dict(variant=variant, seed=seed, steps=0)
-    if variant != 'random encoder':
-        log = Steps(steps)
-        learn = mssdf_learner(dls, enc, lr=1e-3, decoder_depths=(1, 2), cbs=[log], **VARIANTS[variant])
-        with learn.no_bar(), learn.no_logging(): learn.fit(1000)
-        mean = lambda rows: {k: round(sum(r[k] for r in rows)/len(rows), 5) for k in rows[0]}
-        row.update(steps=steps, first=mean(log.rows[:10]), last=mean(log.rows[-10:]))
+    if VARIANTS[variant] is not None:
+        learn = mssdf_learner(dls, enc, lr=1e-3, decoder_depths=(1, 2), cbs=[log := Parts()], **VARIANTS[variant])
+        learn._do_epoch_validate = lambda *args, **kwargs: None        # the probe is the validation
+        with learn.no_bar(), learn.no_logging(): fit_steps(learn, steps)
+        for when, part in (('first', log.rows[:10]), ('last', log.rows[-10:])): row |= {f'{when}_{k}': round(sum(r[k] for r in part)/len(part), 4) for k in part[0]}
+        row['steps'] = len(log.rows)
     enc.eval()
     with torch.no_grad(): tokens = enc(dls.train.one_batch()[0]['ms']).patches
-    scene = open_raster(sample_scene(), sensor='sentinel2_l1c', bands=S2_GROUND_BANDS)
-    probe = scene_probe(enc, scene, sample_labels(), window=size, seed=0)
-    return {**row, 'macro_f1': round(probe.macro_f1, 4), 'accuracy': round(probe.accuracy, 4), 'rank': round(float(effective_rank(tokens.flatten(0, 1))), 2),
-            'cpu_seconds': round(time.process_time() - start, 1)}
+    probe = scene_probe(enc, scene, sample_labels(), (4, 5), window=SIZE, seed=0)
+    return {**row, 'macro_f1': round(probe.macro_f1, 4), 'accuracy': round(probe.accuracy, 4), 'rank': round(float(effective_rank(tokens.flatten(0, 1))), 1),
+            'cpu_seconds': round(time.process_time() - start)}
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('out', type=Path)
-    ap.add_argument('--steps', type=int, default=60)
+    ap.add_argument('out', type=Path, nargs='?', default=Path(__file__).with_suffix('.csv'))
+    ap.add_argument('--steps', type=int, default=300)
     ap.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    ap.add_argument('--variants', nargs='+', choices=list(VARIANTS), default=list(VARIANTS))
     a = ap.parse_args()
-    done = {(r['variant'], r['seed']) for r in map(json.loads, a.out.read_text().splitlines())} if a.out.exists() else set()
-    for seed in a.seeds:
-        for variant in ('random encoder', *VARIANTS):
-            if (variant, seed) in done: continue
-            row = run(variant, seed, a.steps)
-            with a.out.open('a') as f: f.write(json.dumps(row) + '\n')
-            print(row, flush=True)
+    new = not a.out.exists()
+    done = set() if new else {(r['variant'], int(r['seed'])) for r in csv.DictReader(a.out.open(newline=''))}
+    todo = [(v, s) for s in a.seeds for v in a.variants if (v, s) not in done]
+    if not todo: return print('nothing to do: all runs are in', a.out)
+    windows, scene = Kept(sample_loaders(size=SIZE, bs=BATCH).train_ds), open_raster(sample_scene(), sensor='sentinel2_l1c', bands=S2_GROUND_BANDS).load()
+    with a.out.open('a', newline='') as f:
+        out = csv.DictWriter(f, COLUMNS, restval='')
+        if new: out.writeheader()
+        for variant, seed in todo:
+            row = run(variant, seed, a.steps, windows, scene)
+            out.writerow(row); f.flush(); print(row, flush=True)
 
 
 if __name__ == '__main__': main()

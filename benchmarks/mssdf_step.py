@@ -10,6 +10,7 @@ Prints seconds a step, median and in brackets the least, and the ratio of the me
 process, all threads together, so that other programs on the machine do not count.
 """
 import argparse, statistics, time
+from itertools import permutations
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,8 @@ class Batched:
         scores = info_scores([grey_levels(x) for x in batch.values()], p)
         masks = cross_modal_masks({m: info_mask(scores) for m in batch}, .4)
         view = {**batch, **{f'{m}_mask': x for m, x in masks.items()}, **{f'{m}_seen': torch.ones_like(x) for m, x in masks.items()}}
-        self.loss(model([view]), targets(model, batch, masks)).backward()
+        target = targets(model, batch, masks)
+        self.loss(model([view], target['tokens']), target).backward()
         self.opt.step(); self.opt.zero_grad()
         model.teacher.update(model.student, .996)
 
@@ -62,6 +64,11 @@ class Looped:
             out[m] = decoder.blocks.norm(y)[0, fused.shape[1]:]
         return out
 
+    def between(self, tokens, target, a, b):
+        one = [self.model._between(tokens[a].patches[i:i+1], target['tokens'][b][i:i+1], target['masks'][a][i:i+1], target['valid'][a][i:i+1], a, b)
+               for i in range(len(tokens[a].cls))]
+        return {k: tuple(torch.cat(x) for x in zip(*(p[k] for p in one))) for k in ('shared', 'unique')} | {'valid': torch.cat([p['valid'] for p in one])}
+
     def __call__(self, batch):
         model, names = self.model, list(batch)
         grey = [grey_levels(x) for x in batch.values()]
@@ -69,9 +76,10 @@ class Looped:
         tokens = {m: model.encoder(batch[m], m, mask=masks[m]) for m in names}
         rows = [self.decode(tokens, masks, i) for i in range(len(grey[0]))]
         f = {m: torch.stack([r[m] for r in rows]) for m in names}
+        target = targets(model, batch, masks)
         pred = {'tokens': {m: model.decoder.predict(f[m]) for m in names}, 'modality': [model.classify(t.cls) for t in tokens.values()],
-                'shared': {m: model.shared(f[m]) for m in names}, 'unique': {m: model.unique[m](f[m]) for m in names}, 'cls': torch.stack([t.cls for t in tokens.values()])}
-        self.loss(pred, targets(model, batch, masks)).backward()
+                'cls': torch.stack([t.cls for t in tokens.values()]), 'between': [self.between(tokens, target, a, b) for a, b in permutations(names, 2)]}
+        self.loss(pred, target).backward()
         self.opt.step(); self.opt.zero_grad()
         with torch.no_grad():
             for a, b in zip(model.teacher.parameters(), model.student.parameters()): a.mul_(.996).add_(b, alpha=.004)

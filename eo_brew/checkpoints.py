@@ -6,18 +6,21 @@
 __all__ = ['pack', 'unpack', 'CheckpointError', 'write_checkpoint', 'read_checkpoint', 'rng_state', 'set_rng_state',
            'CheckpointCallback', 'list_checkpoints', 'newest_checkpoint', 'ResumeCallback', 'check_fits']
 
-# %% ../nbs/12_checkpoints.ipynb #edf2480d
+# %% ../nbs/12_checkpoints.ipynb #6931614e
 import json
 import os
 import random
+import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner, SkipToEpoch
-from fastcore.basics import patch
+from fastai.torch_core import num_distrib, rank_distrib
+from fastcore.basics import noop, patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -50,7 +53,7 @@ def unpack(
         return {k: unpack(v, tensors) for k, v in skeleton['items']}
     return [unpack(v, tensors) for v in skeleton] if isinstance(skeleton, list) else skeleton
 
-# %% ../nbs/12_checkpoints.ipynb #fdaf055b
+# %% ../nbs/12_checkpoints.ipynb #18f52082
 class CheckpointError(ValueError):
     "A checkpoint that cannot be read or does not fit the run."
 
@@ -63,17 +66,29 @@ def write_checkpoint(
     path, tensors = Path(path), {}
     aside = path.with_name(f'.{path.name}.{os.getpid()}')
     skeleton = json.dumps(pack(state, tensors))
-    path.parent.mkdir(parents=True, exist_ok=True)
     # tensors that share memory (tied weights, an untouched buffer) are copied: the format keeps each for itself
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.clone() for k, v in tensors.items()}, aside, metadata={'format': 'eo_brew-checkpoint-1', 'state': skeleton})
-        with open(aside, 'rb+') as f: os.fsync(f.fileno())
+        _to_disk(aside, os.O_RDWR)
         os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+        if os.name == 'posix': _to_disk(path.parent, os.O_RDONLY)     # the new name as well
+    except (OSError, SafetensorError) as e:
+        size = sum(v.nbytes for v in tensors.values()) + len(skeleton)
+        free = shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
+        raise CheckpointError(f'{path} could not be written ({e}). It takes {size/1e6:.1f} MB, {free/1e6:.1f} MB are free on that disk. '
+                              'Checkpoints written before are as they were: make room and resume') from e
+    finally:
+        if path.parent.is_dir(): aside.unlink(missing_ok=True)
 
 
+def _to_disk(path, how):
+    "Wait until the disk holds what was written."
+    f = os.open(path, how)
+    try: os.fsync(f)
+    finally: os.close(f)
+
+# %% ../nbs/12_checkpoints.ipynb #090030dd
 def read_checkpoint(
     path, # file from `write_checkpoint`
 ) -> dict: # the state
@@ -110,7 +125,7 @@ def set_rng_state(
     if torch.cuda.is_available():
         for i, s in enumerate(state.get('cuda', [])[:torch.cuda.device_count()]): torch.cuda.set_rng_state(s, i)
 
-# %% ../nbs/12_checkpoints.ipynb #7485d2be
+# %% ../nbs/12_checkpoints.ipynb #adfa2b17
 def _order_state(dl): return {'rng': dl.rng.getstate(), 'epoch': getattr(dl, 'epoch', None)}
 
 
@@ -132,46 +147,61 @@ class CheckpointCallback(Callback):
         if keep < 1: raise ValueError(f'keep is {keep}: at least one checkpoint has to stay')
         self.folder, self.minutes, self.steps, self.keep = Path(folder), minutes, steps, keep
 
-    def before_fit(self): self.last = time.monotonic()
+    def before_fit(self):
+        self.last, self.skipped, self.finished, self.due = time.monotonic(), 0, False, False
+        if not rank_distrib():                                       # what a killed process was writing
+            for left in self.folder.glob('.step-*.ckpt.*'): left.unlink()
     def before_train(self):
         # the order of this epoch follows from the loader's generator as it is now, before it is drawn from
-        self.order_state, self.taken = _order_state(self.dl), getattr(self, 'skipped', 0)
-        self.skipped = 0
+        self.order_state, self.taken, self.skipped = _order_state(self.dl), self.skipped, 0
     def after_batch(self):
         self.taken += 1
-        due = self.train_iter % self.steps == 0 if self.steps else time.monotonic() - self.last > 60*self.minutes
-        if due: self.save()
+        self.due = self.due or (self.train_iter % self.steps == 0 if self.steps else time.monotonic() - self.last > 60*self.minutes)
+        if self.due and not self._adding_up(): self.save()
+    def after_train(self): self.finished = self.epoch == self.n_epoch - 1
     def after_fit(self):
-        if hasattr(self, 'order_state') and self.pct_train >= 1 - 1e-9: self.save()
+        if self.finished: self.save()
 
-# %% ../nbs/12_checkpoints.ipynb #1f898189
+    def _adding_up(self): # gradients of several batches? They are in no checkpoint
+        return any(p.grad is not None and p.grad.any() for p in self.model.parameters())
+
+# %% ../nbs/12_checkpoints.ipynb #e5f92cc4
 def _recorder_state(r):
     rows = [[None if v is None else float(v) for v in row] for row in r.values]
     return {k: list(getattr(r, k)) for k in ('lrs', 'iters', 'losses')} | {'values': rows, 'smooth': [r.smooth_loss.count, r.smooth_loss.val]}
 
 
-def _others(learn): return {type(c).__name__: c for c in learn.cbs if hasattr(c, 'load_state_dict')}
+def _of_all_processes(dl): return dl.bs*max(1, num_distrib())
+
+
+# asked of the class: a callback without the method would pass the question on to the model
+def _others(learn): return {type(c).__name__: c for c in learn.cbs if hasattr(type(c), 'load_state_dict')}
 
 
 @patch
-def state(self:CheckpointCallback) -> dict:
+def state(self:CheckpointCallback,
+    rng:dict=None, # random states to keep; None: those of now
+) -> dict:
     "All that the next step depends on."
     learn, opt = self.learn, self.opt
     where = {k: getattr(learn, k) for k in ('epoch', 'n_epoch', 'train_iter', 'pct_train')}
-    return {'where': where | {'taken': self.taken, 'batches': self.n_iter}, 'model': unwrap(learn.model).state_dict(),
-            'opt': opt.state_dict()['state'], 'rng': rng_state(), 'order': self.order_state,
+    return {'where': where | {'taken': self.taken, 'batches': len(learn.dls.train), 'batch': _of_all_processes(self.dls.train)}, 'model': unwrap(learn.model).state_dict(),
+            'opt': opt.state_dict()['state'], 'rng': rng or rng_state(), 'order': self.order_state,
             'scaler': learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None,
             'recorder': _recorder_state(learn.recorder), 'callbacks': {k: c.state_dict() for k, c in _others(learn).items()}}
 
 
 @patch
-def save(self:CheckpointCallback):
-    "Write a checkpoint now and remove the ones that are too old."
+def save(self:CheckpointCallback,
+    rng:dict=None, # random states to keep; None: those of now
+):
+    "Write a checkpoint now and remove the ones that are too old; of several processes the first one writes."
+    if rank_distrib(): return
     for cb in self.learn.cbs:
-        if hasattr(cb, 'flush'): cb.flush()
-    write_checkpoint(self.state(), self.folder/f'step-{self.train_iter:08d}.ckpt')
+        if hasattr(type(cb), 'flush'): cb.flush()
+    write_checkpoint(self.state(rng), self.folder/f'step-{self.train_iter:08d}.ckpt')
     for old in list_checkpoints(self.folder)[:-self.keep]: old.unlink()
-    self.last = time.monotonic()
+    self.last, self.due = time.monotonic(), False
 
 
 def list_checkpoints(
@@ -180,7 +210,7 @@ def list_checkpoints(
     "The checkpoints of a folder."
     return sorted(Path(folder).glob('step-*.ckpt'))
 
-# %% ../nbs/12_checkpoints.ipynb #e8ed3ffc
+# %% ../nbs/12_checkpoints.ipynb #33d31801
 def newest_checkpoint(
     path, # a checkpoint, or a folder of them
 ) -> dict: # its state
@@ -208,14 +238,17 @@ class ResumeCallback(Callback):
                                   f"those. Call fit({where['n_epoch']})")
         check_fits(model, self.state['model'])
         model.load_state_dict(self.state['model'])
-        groups = self.opt.state_dict()['param_groups']           # the hyper-parameters are the schedule's
-        self.opt.load_state_dict({'state': self.state['opt'], 'param_groups': groups})
-        for name, cb in _others(self.learn).items():
-            if name in self.state['callbacks']: cb.load_state_dict(self.state['callbacks'][name])
+        self.opt.load_state_dict({**self.opt.state_dict(), 'state': self.state['opt']})       # hyper-parameters are the schedule's
+
+    def before_epoch(self):
+        # fastai prints a row for each epoch that is passed over
+        if not self.pending: return
+        self.loud = getattr(self, 'loud', self.learn.logger)
+        self.learn.logger = noop
 
     def after_fit(self): self.learn.remove_cbs([c for c in self.learn.cbs if isinstance(c, (ResumeCallback, SkipToEpoch))])
 
-# %% ../nbs/12_checkpoints.ipynb #fa197e07
+# %% ../nbs/12_checkpoints.ipynb #64e7487c
 def check_fits(
     model, # the module to be filled
     state:dict, # name -> tensor
@@ -232,21 +265,30 @@ def before_train(self:ResumeCallback):
     "Start the loader, the schedules and the recorder where the checkpoint was taken."
     if not self.pending: return
     state, dl, done = self.state, self.dl, self.state['where']['taken']
+    self.learn.logger = self.loud
+    if _of_all_processes(dl) != state['where']['batch']:
+        raise CheckpointError(f"a batch of all processes together is {_of_all_processes(dl)}, that of the run was {state['where']['batch']}: "
+                              f"give each of the {max(1, num_distrib())} processes bs={state['where']['batch']/max(1, num_distrib()):g}")
     if len(dl) != state['where']['batches']:
         raise CheckpointError(f"the loader has {len(dl)} batches, the run had {state['where']['batches']}: go on with the same data, size and bs")
     _set_order_state(dl, state['order'])
     # fastai has just set the share of the run that is done to that of whole epochs
     self.learn.train_iter, self.learn.pct_train = state['where']['train_iter'], state['where']['pct_train']
-    whole = type(dl).get_idxs
-    dl.get_idxs = lambda: whole(dl)[done*dl.bs:]
+    self.whole = dl.__dict__.get('get_idxs')
+    dl.get_idxs = partial(_rest, dl.get_idxs, done*dl.bs)           # no lambda: workers may have to pickle it
     for cb in self.learn.cbs:
         if isinstance(cb, CheckpointCallback): cb.skipped = done
+    for name, cb in _others(self.learn).items():
+        if name in state['callbacks']: cb.load_state_dict(state['callbacks'][name])
     self._restore_recorder(state['recorder'])
     if state['scaler'] and getattr(self.learn, 'scaler', None): self.learn.scaler.load_state_dict(state['scaler'])
     self.pending = False
     self.fresh = True
 
 
+def _rest(whole, skip): return list(whole())[skip:]
+
+# %% ../nbs/12_checkpoints.ipynb #e32874ac
 @patch
 def before_batch(self:ResumeCallback):
     "Put the random numbers back."
@@ -263,12 +305,16 @@ def before_validate(self:ResumeCallback):
 @patch
 def after_train(self:ResumeCallback):
     "The next epoch starts at its first batch again."
-    self.dl.__dict__.pop('get_idxs', None)
+    if not hasattr(self, 'whole'): return
+    if self.whole is None: self.dl.__dict__.pop('get_idxs', None)
+    else: self.dl.get_idxs = self.whole
+    del self.whole
 
 
 @patch
 def _restore_recorder(self:ResumeCallback, state):
     rec, smooth = self.learn.recorder, state.pop('smooth')
+    for k in ('values', 'iters'): state[k] = state[k][:self.epoch]     # the epoch that goes on adds its own
     for k, v in state.items(): setattr(rec, k, v)
     rec.smooth_loss.count, rec.smooth_loss.val = smooth
 

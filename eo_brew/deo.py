@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['MSBranch', 'distill_layers', 'DEOModel', 'DEOLoss', 'deo_learner']
 
-# %% ../nbs/13_deo.ipynb #f0044ec3
+# %% ../nbs/13_deo.ipynb #730200d1
 import torch
 from torch import nn
 from fastai.learner import Learner
+from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 
 from .callbacks import ClipPerTensor, EMACallback, LossPart, ScheduleCallback, adamw, decay_groups
 from .coding_rate import SimDINOLoss, cross_view_cosine
 from .encoders import ProjectionHead, create_encoder
-from .losses import cls_distill_loss, patch_distill_loss
+from .losses import cls_distill_loss, map_distill_loss
 from .monitors import CollapseMonitor
 from .show import show_views as _draw_views
-from .targets import CacheVFM, EMATargets, TargetNorm, VFMTargets, ViewsCallback, with_rgb
+from .targets import CacheVFM, EMATargets, TargetNorm, VFMTargets, ViewsCallback, cached_strides, with_rgb
 from .teachers import EMATeacher, create_teacher
 from .views import MultiCrop
 
@@ -68,7 +69,7 @@ class DEOModel(nn.Module):
     @property
     def encoder(self): return self.student.encoder
 
-# %% ../nbs/13_deo.ipynb #9abae824
+# %% ../nbs/13_deo.ipynb #e00b072e
 @patch
 def _tokens(self:DEOModel, views, layers=None):
     "All modalities of all `views` (of one size) in one pass."
@@ -79,7 +80,7 @@ def _tokens(self:DEOModel, views, layers=None):
 @patch
 def forward(self:DEOModel,
     views:list, # V dicts of modality -> (B,C,H,W), global views first
-) -> dict: # 'ms' (V,B,D); 'cls' {modality: (V,B,W)}; 'mid', 'late' {modality: ((2B,N,W), grid)}
+) -> dict: # 'ms' (V,B,D); 'cls' {modality: (V,B,W)}; 'mid', 'late' {modality: (2B,W,h,w)}
     "Project what the student sees for every loss."
     B, glob, loc = len(views[0][self.modality]), views[:self.n_global], views[self.n_global:]
     groups = [self._tokens(glob, self.layers)] + ([self._tokens(loc)] if loc else [])
@@ -89,20 +90,21 @@ def forward(self:DEOModel,
         out['cls'] = {m: self.heads['cls'](cls(m)).unflatten(0, (-1, B)) for m in self.distill_from}
         for i, k in enumerate(('mid', 'late')):
             toks = {m: groups[0][m].layers[i] for m in self.distill_from}
-            out[k] = {m: (self.heads[k](t.patches), torch.tensor(t.grid)) for m, t in toks.items()}   # a tensor: fastai casts outputs
+            out[k] = {m: self.heads[k](t.patches).transpose(1, 2).unflatten(2, t.grid) for m, t in toks.items()}
     return out
 
-# %% ../nbs/13_deo.ipynb #f8d13dfc
+# %% ../nbs/13_deo.ipynb #947769d9
 class DEOLoss(nn.Module):
-    "L_MS + alpha/2 (L_cls + L_patch), METHODS of DEO; the terms stay in `.parts`, detached."
+    "L_MS + alpha/2 (cls_weight L_cls + L_patch); the terms stay in `.parts`, detached."
     def __init__(self,
         eps:float=.05, # distortion of the coding rate
         alpha:float=1., # weight of the optical teacher
         same_view:bool=True, # match CLS of a view with the teacher's CLS of the same view too (released code: False)
         smooth:bool=True, # coding rate of the mean of student and teacher; False: of the student alone
+        cls_weight:float=1., # of L_cls beside L_patch; the paper's is 1
     ):
         super().__init__()
-        self.ms, self.alpha, self.same_view, self.parts = SimDINOLoss(eps=eps, smooth=smooth), alpha, same_view, {}
+        self.ms, self.alpha, self.cls_weight, self.same_view, self.parts = SimDINOLoss(eps=eps, smooth=smooth), alpha, cls_weight, same_view, {}
 
     def forward(self,
         pred:dict, # what `DEOModel` returns
@@ -116,26 +118,16 @@ class DEOLoss(nn.Module):
             self.parts.update(agreement=agreement.detach(), expansion=expansion.detach())
         if 'cls' in pred:
             l_cls = _mean([cls_distill_loss(s, target['cls'], same_view=self.same_view) for s in pred['cls'].values()])
-            l_patch = _mean([self._patch(pred[k][m], target[k], target.get('weight')) for k in ('mid', 'late') for m in pred[k]])
-            loss = loss + self.alpha/2*(l_cls + l_patch)
+            l_patch = _mean([map_distill_loss(pred[k][m], target[k], target.get('weight')) for k in ('mid', 'late') for m in pred[k]])
+            loss = loss + self.alpha/2*(self.cls_weight*l_cls + l_patch)
             self.parts.update(cls=l_cls.detach(), patch=l_patch.detach())
         return loss
-
-    def _patch(self, pred, target, valid):
-        (student, grid), (teacher, teacher_grid) = pred, target
-        weight = None if valid is None else nn.functional.adaptive_avg_pool2d(valid, teacher_grid).flatten(1)
-        return patch_distill_loss(student, teacher, tuple(map(int, grid)), teacher_grid, weight=weight)
 
 
 def _mean(losses): return torch.stack(losses).mean()
 
-# %% ../nbs/13_deo.ipynb #9c560780
+# %% ../nbs/13_deo.ipynb #b0b10735
 def _widths(vfm): return vfm and {'cls': vfm.width, **dict(zip(('mid', 'late'), vfm.layer_widths))}
-
-
-def _default_views(cache):
-    # cached token maps are cut along with the images: a map has one value per teacher patch, not per pixel
-    return MultiCrop(strides={'vfm_mid': 16, 'vfm_late': 16} if cache else None)
 
 
 def deo_learner(
@@ -154,12 +146,13 @@ def deo_learner(
     smooth:bool=True, # coding rate of the mean of student and teacher
     head_dim:int=256, # width of the multispectral projection
     hidden:int=2048, # width of the heads' hidden layers
-    lr:float=None, # peak learning rate; None: 5e-4 x batch/256
+    lr:float=None, # peak learning rate; None: 5e-4 x batch/256, the batch being that of all processes
     warmup:float=.1, # share of the run that warms up
     wd:tuple=(.04, .4), # first and last weight decay
     momentum:float=.996, # first momentum of the EMA teacher; the last is 1
     clip:float=3., # largest gradient norm of one tensor
     drop_path:float=.1, # stochastic depth of the student
+    cls_weight:float=1., # of the optical teacher's CLS beside its tokens
     cbs=None, # further callbacks
     **kwargs, # to `create_encoder`
 ) -> Learner: # a plain fastai Learner
@@ -167,15 +160,15 @@ def deo_learner(
     vfm, sensor = vfm and create_teacher(vfm), dls.sensors[modality]
     if vfm is None and not self_distill: raise ValueError('vfm=None and self_distill=False leave no teacher; give one of them')
     if isinstance(arch, str): arch = create_encoder(arch, {modality: sensor, 'rgb': 'rgb'}, drop_path=drop_path, **kwargs)
-    views = views or _default_views(cache)
+    views = views or MultiCrop(strides=cached_strides(vfm) if vfm and cache else None)
     model = DEOModel(arch, _widths(vfm), modality, distill_from, self_distill, standardize, head_dim, hidden)
     own = [ViewsCallback(views, sensor, modality), ScheduleCallback(warmup, wd=wd), ClipPerTensor(clip)]
     if self_distill: own += [EMATargets(modality), EMACallback(momentum), CollapseMonitor()]
     if vfm and cache: own.append(CacheVFM(vfm, sensor, modality, folder=None if cache is True else cache))
     if vfm: own.append(VFMTargets(vfm))
     parts = (['agreement', 'expansion'] if self_distill else []) + (['cls', 'patch'] if vfm else [])
-    learn = Learner(dls, model, DEOLoss(eps, alpha, same_view, smooth), opt_func=adamw, splitter=decay_groups,
-                    lr=5e-4*dls.bs/256 if lr is None else lr, metrics=[LossPart(p) for p in parts], cbs=own + list(cbs or []))
+    learn = Learner(dls, model, DEOLoss(eps, alpha, same_view, smooth, cls_weight), opt_func=adamw, splitter=decay_groups,
+                    lr=5e-4*dls.bs*max(1, num_distrib())/256 if lr is None else lr, metrics=[LossPart(p) for p in parts], cbs=own + list(cbs or []))
     learn.method = {'method': 'deo', 'vfm': vfm and vfm.info}
     return learn
 

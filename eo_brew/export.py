@@ -144,7 +144,7 @@ def export_onnx(
     write_aside(path, write)
     return worst[0]
 
-# %% ../nbs/18c_export.ipynb #efbf5a74
+# %% ../nbs/18c_export.ipynb #cdc1ae51
 def model_card(
     about:dict, # of `encoder_info`
 ) -> str: # markdown
@@ -153,7 +153,7 @@ def model_card(
     rows = [f"| {m} | {s if isinstance(s, int) else s['name']} | {'' if isinstance(s, int) else ' '.join(b['name'] for b in s['bands'])} |" for m, s in sensors.items()]
     teacher = f"Optical teacher: `{vfm.get('arch')}` ({vfm.get('source')}), licence {vfm.get('licence')}.\n" if vfm else ''
     return '\n'.join(['---', 'library_name: eo_brew', 'tags: [earth-observation, remote-sensing]', '---', f"# {about['config']['arch']} by eo_brew", '',
-                      f"Method: {about.get('method', 'not said')}. {teacher}", '| modality | sensor | bands |', '|---|---|---|', *rows, '',
+                      f"Method: {about.get('method', 'not said')}. {teacher}", '', '| modality | sensor | bands |', '|---|---|---|', *rows, '',
                       '```python', 'from eo_brew.export import from_pretrained', "encoder = from_pretrained('user/name')", '```', ''])
 
 def save_folder(

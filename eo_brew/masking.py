@@ -101,7 +101,7 @@ def _inside(start, length, n): # (B,K,n): which of n cells have their centre in 
     at = torch.arange(n, device=start.device) + .5
     return (at >= start) & (at < start + length)
 
-# %% ../nbs/05_masking.ipynb #4e6c0ba9
+# %% ../nbs/05_masking.ipynb #fe39e8c8
 def grey_levels(
     z:Tensor, # (B,C,H,W) normalised values, mean 0 and standard deviation 1
     spread:float=3., # standard deviations to both sides that fill the range
@@ -132,9 +132,12 @@ def info_scores(
     return sum(_score(x, p) for x, p in zip(images, sizes))
 
 def _score(x, p):
-    grey = x.float().mean(1).sub_(127.5)                               # about the middle: squares stay small, so the variance stays exact
-    both, mean = (F.avg_pool2d(t[:, None], p) for t in (_gradient(grey).addcmul_(grey, grey), grey))
-    return (both - mean.square()).clamp(min=0).flatten(1)              # mean gradient + mean square - square of the mean
+    grey = x.float().mean(1)
+    tiles = lambda t: t.unflatten(2, (-1, p)).unflatten(1, (-1, p))    # (B,h,p,w,p)
+    mean = F.avg_pool2d(grey[:, None], p)[:, 0, :, None, :, None]
+    off = tiles(grey) - mean                                           # before squaring: the variance of a bright patch stays exact
+    both = tiles(_gradient(grey)).addcmul_(off, off)
+    return F.avg_pool2d(both.view_as(grey)[:, None], p).flatten(1)
 
 # %% ../nbs/05_masking.ipynb #ee6522c4
 def info_weights(

@@ -130,12 +130,13 @@ def vrt(self:Scene) -> str:
 class _Handles(threading.local):
     "Open datasets of this thread in this process; the least recently used is closed first."
     def __init__(self, n=32): self.n, self.pid, self.open, self.inherited = n, os.getpid(), OrderedDict(), None
-    def __call__(self, source:str, opener=None):
+    def __call__(self, source:str, opener=None, stamp=None):     # another stamp: the file was replaced, an open dataset holds the old one
         if self.pid != os.getpid(): self.inherited, self.open, self.pid = self.open, OrderedDict(), os.getpid()
-        if source not in self.open: self.open[source] = (opener or _open)(source)
-        self.open.move_to_end(source)
+        key = source, stamp
+        if key not in self.open: self.open[key] = (opener or _open)(source)
+        self.open.move_to_end(key)
         if len(self.open) > self.n: self.open.popitem(last=False)[1].close()
-        return self.open[source]
+        return self.open[key]
 
 def _open(source:str):
     with warnings.catch_warnings():
@@ -177,7 +178,7 @@ def raw(self:Scene,
     "Values by the scene's kernel, validity by the nearest pixel."
     have, native = [self.bands[i] for i in self.present], size == (window.height, window.width)
     plain = self.direct and (native or self.nodata == have[0].nodata)     # else GDAL must be told of the nodata by a VRT
-    src = handles(have[0].file if plain else self.vrt)
+    src = handles(have[0].file if plain else self.vrt, stamp=tuple(b.stamp for b in have))
     kw = dict(indexes=[b.index for b in have] if plain else None, window=window, out_shape=(len(have), *size),
               out_dtype='float32' if self.dtype in _EXACT else None)                 # GDAL converts while it copies
     x = src.read(resampling=Resampling[self.resampling], **kw)

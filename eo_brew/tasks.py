@@ -60,7 +60,8 @@ def task_learner(
     **kwargs # for `Learner`
 )->Learner:
     "A plain Learner with three parameter groups, checked targets and `show_results`"
-    learn = Learner(dls, model, loss_func=loss_func, metrics=metrics, splitter=encoder_splitter, cbs=[CheckTargets(check), *cbs], **kwargs)
+    # fastai's freeze leaves norm layers in training: with `train_bn=False` a frozen encoder is frozen
+    learn = Learner(dls, model, loss_func=loss_func, metrics=metrics, splitter=encoder_splitter, cbs=[CheckTargets(check), *cbs], **{'train_bn': False, **kwargs})
     learn.show_results = partial(show, learn)
     if frozen: learn.freeze()
     return learn

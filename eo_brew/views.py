@@ -35,7 +35,7 @@ def draw_boxes(
     y, x = (y*(H - h + 1)).floor(), (x*(W - w + 1)).floor()
     return (torch.stack([y, x, y + h, x + w], 1)/torch.tensor([H, W, H, W])).float()
 
-# %% ../nbs/04_views.ipynb #23266b72
+# %% ../nbs/04_views.ipynb #97a413d4
 class MultiCrop:
     "Cut a batch into global and local views: one geometry for all modalities, photometric changes on RGB only."
     def __init__(self,
@@ -51,10 +51,11 @@ class MultiCrop:
         photometric:bool|tuple=True, # True: `deo_photometrics()`; False: none; or three callables
         generator=None, # CPU `torch.Generator`; None: torch's default one
         n_global:int=2, # global views
+        turn:bool=False, # also turn views by quarters, and mirror them upside down (not in the paper)
     ):
         self.sizes = [global_size]*n_global + [local_size]*n_local
         self.scales = [global_scale]*n_global + [local_scale]*n_local
-        self.ratio, self.flip, self.strides, self.generator = ratio, flip, strides or {}, generator
+        self.ratio, self.flip, self.turn, self.strides, self.generator = ratio, flip, turn, strides or {}, generator
         self.rgb = (rgb,) if isinstance(rgb, str) else tuple(rgb or ())
         p = deo_photometrics() if photometric is True else photometric or ()
         self.photometric = [p[min(v, 1) if v < n_global else 2] for v in range(len(self.sizes))] if p else []
@@ -68,9 +69,10 @@ class MultiCrop:
         g, first = generator or self.generator, _check_batch(self, batch)
         grid, B = _coarsest(batch, self.strides), len(first)
         draws = [(draw_boxes(B, grid, s, self.ratio, g), torch.rand(B, generator=g) < self.flip) for s in self.scales]
+        turns = torch.rand(len(draws), B, 2, generator=g) < .5 if self.turn else [None]*len(draws)
         seeds = torch.randint(2**62, (len(draws),), generator=g).tolist()
         grids = _grids(batch, self.strides)
-        return [self._view(batch, grids, v, *draw, seed) for v,(draw,seed) in enumerate(zip(draws, seeds))]
+        return [self._view(batch, grids, v, *draw, turn, seed) for v,(draw,turn,seed) in enumerate(zip(draws, turns, seeds))]
 
 # %% ../nbs/04_views.ipynb #7f0fd1b3
 def _check_settings(crop, n_global, n_local):
@@ -115,7 +117,7 @@ def _check_batch(crop, batch):
         crop._seen = True        # asking a GPU for its values stops it: the first batch is enough
     return next(iter(cut.values()))
 
-# %% ../nbs/04_views.ipynb #d4a6806a
+# %% ../nbs/04_views.ipynb #48336d08
 def _grids(batch, strides):
     "The rasters of each grid and stride, to be cut together: (stride, {name: raster}); of masks, what is invalid."
     grids = {}
@@ -131,14 +133,22 @@ def _grids(batch, strides):
 
 
 @patch
-def _view(self:MultiCrop, batch, grids, v, boxes, flip, seed):
+def _view(self:MultiCrop, batch, grids, v, boxes, flip, turn, seed):
     "View number `v` of `batch`."
     device, view = next(iter(grids[0][1].values())).device, dict(batch)
     boxes, flip = boxes.to(device, non_blocking=True), flip.to(device, non_blocking=True)
     for stride, xs in grids:
         cut = crop_together(list(xs.values()), boxes, round(self.sizes[v]/stride), flip)
+        if turn is not None: cut = [_turned(x, turn.to(device, non_blocking=True)) for x in cut]
         view.update((k, x == 0 if k.endswith('_valid') else x) for k,x in zip(xs, cut))
     if self.photometric:
         ours = {'inplace': True} if isinstance(self.photometric[v], (RGBPipeline, RGBTransform)) else {}
         for name in self.rgb: view[name] = self.photometric[v](view[name], generator=torch.Generator().manual_seed(seed), **ours)
-    return {**view, 'box': boxes, 'flip': flip}
+    return {**view, 'box': boxes, 'flip': flip} | ({} if turn is None else {'turn': turn.to(device)})
+
+
+def _turned(x, turn):
+    "Views (B,C,s,s) turned by quarters: `turn` (B,2) says transpose, then upside down."
+    transpose, over = turn.T[..., None, None, None]
+    x = torch.where(transpose, x.mT, x)
+    return torch.where(over, x.flip(2), x)

@@ -6,7 +6,7 @@
 __all__ = ['find_encoder', 'timm_recipe', 'describe_encoder', 'write_aside', 'save_encoder', 'encoder_info', 'load_encoder',
            'match_bands', 'warm_start']
 
-# %% ../nbs/18_weights.ipynb #d7d0df03
+# %% ../nbs/18_weights.ipynb #6b8508ef
 import json, os
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 import eo_brew
@@ -21,7 +22,7 @@ from .backbones import check_fit, inflate_kernel
 from .encoders import Encoder, create_encoder
 from .sensors import Sensor
 
-# %% ../nbs/18_weights.ipynb #8f172ab5
+# %% ../nbs/18_weights.ipynb #94671640
 def find_encoder(
     learn_or_encoder, # Learner, Encoder, or module with `.encoder`
 ) -> Encoder:
@@ -37,7 +38,8 @@ def timm_recipe(
 ) -> dict: # arguments of timm.create_model, without in_chans
     "How plain timm builds the trunk."
     c = {k: v for k, v in encoder.config.items() if k not in ('modalities', 'modality_embed', 'drop_path', 'windows') and v is not None}
-    pool = dict(global_pool='avg', fc_norm=False) if encoder.is_vit and getattr(encoder.trunk, 'global_pool', '') == 'avg' and not hasattr(encoder.trunk.fc_norm, 'weight') else {}
+    t, fc_norm = encoder.trunk, 'use_fc_norm' if isinstance(encoder.trunk, Eva) else 'fc_norm'                  # timm's name for it depends on the class
+    pool = {'global_pool': 'avg', fc_norm: False} if encoder.is_vit and t.global_pool == 'avg' and not hasattr(t.fc_norm, 'weight') else {}
     return dict(model_name=c.pop('arch'), num_classes=0, **({'dynamic_img_size': True} if encoder.is_vit else {'strict_img_size': False}), **pool,
                 **({'always_partition': True} if encoder.config.get('windows') == 'torchvision' else {}), **c)
 

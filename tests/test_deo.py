@@ -3,6 +3,7 @@ import copy
 
 import pytest
 import torch
+import fastai.callback.hook                     # adds `summary`
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from torch import nn
@@ -35,6 +36,9 @@ def learner(vfm, arch='vit_tiny_patch16_224', encoder=TINY, dls=None, **kwargs):
     learn = deo_learner(dls or loaders(), arch, vfm, views=views, hidden=64, head_dim=32, **encoder, **kwargs)
     learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else None
     return learn
+
+
+def as_map(tokens, side): return tokens.transpose(1, 2).unflatten(2, (side, side))       # (B,N,D) -> (B,D,h,w)
 
 
 def fit(learn, n=1):
@@ -86,6 +90,7 @@ def test_swin_student(vfm):
 def test_fastai_around_it(vfm, capsys):
     learn = learner(vfm)
     learn.dls.show_batch(max_n=2); learn.show_views(max_n=1)
+    assert 'Total params' in str(learn.summary())
     fit(learn.to_bf16()); learn.to_fp32()
 
 
@@ -111,7 +116,7 @@ def test_mid_is_the_earlier_layer(vfm):
         model([{'ms': x, 'rgb': x}]*2)
         out, n = model([{'ms': x, 'rgb': x}]*2), encoder.trunk.num_prefix_tokens
         rgb = slice(4, 8)                                                    # both modalities in one pass, ms first
-        for k, i in zip(('mid', 'late'), model.layers): torch.testing.assert_close(out[k]['rgb'][0], model.heads[k](encoder.trunk.norm(seen[i])[rgb, n:]), atol=1e-5, rtol=1e-4)
+        for k, i in zip(('mid', 'late'), model.layers): torch.testing.assert_close(out[k]['rgb'].flatten(2).mT, model.heads[k](encoder.trunk.norm(seen[i])[rgb, n:]), atol=1e-5, rtol=1e-4)
 
 
 def test_student_layers_have_the_teachers_depth():
@@ -146,8 +151,8 @@ def test_aligned_views_count_in_the_cls_loss():
     "Released: pairs of the same view are left out."
     rows = lambda *s: nn.functional.normalize(torch.randn(*s, generator=torch.Generator().manual_seed(0)), dim=-1)
     t = rows(2, 4, 8)
-    pred = {'cls': {'rgb': t.clone()}, 'mid': {'rgb': (rows(8, 4, 8), (2, 2))}, 'late': {'rgb': (rows(8, 4, 8), (2, 2))}}
-    target = {'cls': t, 'mid': (rows(8, 4, 8), (2, 2)), 'late': (rows(8, 4, 8), (2, 2))}
+    pred = {'cls': {'rgb': t.clone()}, 'mid': {'rgb': rows(8, 8, 2, 2)}, 'late': {'rgb': rows(8, 8, 2, 2)}}
+    target = {'cls': t, 'mid': rows(8, 8, 2, 2), 'late': rows(8, 8, 2, 2)}
     paper, released = DEOLoss(), DEOLoss(same_view=False)
     paper(pred, target); released(pred, target)
     cross = (t[0]*t[1]).sum(-1).mean()
@@ -177,8 +182,8 @@ def test_invalid_ground_does_not_count(vfm):
     rows = lambda *s: nn.functional.normalize(torch.randn(*s, generator=torch.Generator().manual_seed(1)), dim=-1)
     s, t = rows(4, 4, 8), rows(4, 4, 8)
     valid = torch.ones(4, 1, 16, 16); valid[:, :, :, 8:] = 0
-    pred = lambda s: {'cls': {'rgb': rows(2, 2, 8)}, 'mid': {'rgb': (s, (2, 2))}, 'late': {'rgb': (s, (2, 2))}}
-    target = {'cls': rows(2, 2, 8), 'mid': (t, (2, 2)), 'late': (t, (2, 2)), 'weight': valid}
+    pred = lambda s: {'cls': {'rgb': rows(2, 2, 8)}, 'mid': {'rgb': as_map(s, 2)}, 'late': {'rgb': as_map(s, 2)}}
+    target = {'cls': rows(2, 2, 8), 'mid': as_map(t, 2), 'late': as_map(t, 2), 'weight': valid}
     loss = DEOLoss(); loss(pred(s), target); first = loss.parts['patch']
     other = s.clone(); other[:, 1::2] = -other[:, 1::2]                      # the right half of the ground
     loss(pred(other), target)
@@ -194,8 +199,8 @@ def test_whole_loss_equals_plain_loops(vfm):
     V, B, D, W, eps = 4, 5, 16, 6, .05
     s, t, o, c = rows(V, B, D), rows(2, B, D), rows(V, B, W), rows(2, B, W)
     m, l, tm, tl = rows(2*B, 9, W), rows(2*B, 9, W), rows(2*B, 9, W), rows(2*B, 9, W)
-    pred = {'ms': s, 'cls': {'rgb': o}, 'mid': {'rgb': (m, (3, 3))}, 'late': {'rgb': (l, (3, 3))}}
-    target = {'ms': t, 'cls': c, 'mid': (tm, (3, 3)), 'late': (tl, (3, 3))}
+    pred = {'ms': s, 'cls': {'rgb': o}, 'mid': {'rgb': as_map(m, 3)}, 'late': {'rgb': as_map(l, 3)}}
+    target = {'ms': t, 'cls': c, 'mid': as_map(tm, 3), 'late': as_map(tl, 3)}
     A = torch.stack([t[i, b] @ s[v, b] for i in range(2) for v in range(V) if v != i for b in range(B)]).mean()
     E = 0.
     for i in range(2):

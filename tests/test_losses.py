@@ -138,10 +138,37 @@ def test_what_has_no_weight_does_not_count():
     assert torch.equal(masked_token_loss(p, t, m), masked_token_loss(q, t, m))
 
 
+@pytest.mark.parametrize('bad', [float('nan'), 1e6])
+def test_invalid_places_count_neither_as_question_nor_as_answer(bad):
+    a, b, ok = rand(60, 5), rand(60, 5, seed=1), rand(60, seed=2) > -.5
+    hole = [torch.where(ok[:, None], x, bad).requires_grad_() for x in (a, b)]
+    for loss in (info_nce, hsic, lambda x, y, valid=None: info_nce(x, y, max_tokens=9, valid=valid)):
+        value = loss(*hole, valid=ok)
+        torch.testing.assert_close(value, loss(a[ok], b[ok]), **CLOSE)
+        for x, g in zip(hole, torch.autograd.grad(value, hole)): assert g.isfinite().all() and not g[~ok].any() and g[ok].any()
+        assert loss(*hole, valid=ok & False) == 0
+
+
+def test_few_valid_places_among_many_are_all_taken():
+    a, b, ok = rand(500, 5), rand(500, 5, seed=1), torch.arange(500) % 50 == 7
+    torch.testing.assert_close(info_nce(a, b, max_tokens=64, valid=ok), info_nce(a[ok], b[ok]), **CLOSE)
+    seen = a.clone().requires_grad_()
+    info_nce(seen, b, max_tokens=100).backward()
+    used = seen.grad.abs().sum(1).nonzero()[:, 0]
+    assert len(used) == 100 and (used.diff() == 5).all()                            # spread evenly, none twice
+
+
+def test_samples_without_a_modality_have_no_class():
+    logits, have = [rand(6, 2), rand(6, 2, seed=1)], [torch.arange(6) < 2, torch.arange(6) > 0]
+    torch.testing.assert_close(modality_loss(logits, have), modality_loss([l[h] for l, h in zip(logits, have)]), **CLOSE)
+    assert modality_loss(logits, [h & False for h in have]) == 0
+
+
 @pytest.mark.parametrize('call,match', [
     (lambda: info_nce(rand(3, 2), rand(4, 2)), 'row k of both'), (lambda: info_nce(rand(3, 2), rand(3, 2), 0), 'above 0'),
     (lambda: hsic(rand(1, 2), rand(1, 2)), 'N >= 2'), (lambda: modality_loss([None, None]), 'every modality is missing'),
     (lambda: modality_loss([rand(2, 3), rand(2, 3)]), r'expected \(B,2\)'), (lambda: masked_token_loss(rand(1, 4, 2), rand(1, 4, 3), torch.ones(1, 4).bool()), 'expected'),
+    (lambda: info_nce(rand(3, 2), rand(3, 2), valid=torch.ones(2).bool()), r'wanted \(3,\) bool'), (lambda: hsic(rand(3, 2), rand(3, 2), torch.ones(3)), 'True = measured'),
     (lambda: resize_tokens(rand(1, 5, 2), (2, 2), (4, 4)), 'has 4 places')])
 def test_bad_input_is_named(call, match):
     with pytest.raises(ValueError, match=match): call()

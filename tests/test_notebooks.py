@@ -45,7 +45,7 @@ def results(request, pool):
     off = {'slow': not opt('--runslow'), 'network': not opt('--runnetwork'), 'cuda': not torch.cuda.is_available()}
     flags = [f for f,skip in off.items() if skip]
     wanted = [i.callspec.params['nb'] for i in request.session.items if i.module is request.module and hasattr(i, 'callspec')]
-    return {nb: pool.submit(run, nb, flags) for nb in wanted}
+    return {nb: pool.submit(run, nb, flags) for nb in sorted(wanted, key=lambda nb: 'tutorials' not in nb.parts)}     # the longest first
 
 
 @pytest.mark.parametrize('nb', notebooks(), ids=nb_id)

@@ -6,9 +6,6 @@ from eo_brew.encoders import create_encoder
 from eo_brew.probes import Features, ProbeResult, confusion_matrix, encode, frozen, knn_probe, linear_probe, token_labels
 from eo_brew.protocols import cka, encode_to_zarr, low_data_probe, multilabel_probe, open_features
 from eo_brew.scene_probe import RawCells, pixel_forest, read_labels, scene_probe, scene_windows, stripe_columns
-import pytest
-
-pytestmark = pytest.mark.slow
 
 
 def clouds(n=300, d=6, k=3, noise=.8, seed=0):

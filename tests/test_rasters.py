@@ -114,8 +114,9 @@ def test_truncated_tiff(tmp_path):
 def test_replaced_file(tmp_path):
     scene = open_scene(save(tmp_path/'a.tif', np.ones((8, 8), 'uint16')), 'sentinel2_l1c', ['B02'], offset=0)
     read_window(scene)
-    save(tmp_path/'a.tif', np.ones((9, 9), 'uint16'))
+    save(tmp_path/'a.tif', np.full((9, 9), 9, 'uint16'))
     with pytest.raises(ValueError, match='was replaced or removed after the scene was opened'): read_window(scene)
+    assert (read_window(open_scene(tmp_path/'a.tif', 'sentinel2_l1c', bands=['B02'], offset=0))[0] == 9).all()      # no open dataset of the old file
 
 
 def test_bands_of_another_place_or_crs(tmp_path):

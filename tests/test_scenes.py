@@ -1,5 +1,6 @@
 """Whole scenes: equal to the untiled model, no seams, resumable after a kill, valid COGs, flat memory."""
-import os, resource, signal, sys, time
+import multiprocessing as mp
+import os, signal, sys, threading, time
 
 import numpy as np
 import pytest, rasterio, torch
@@ -8,17 +9,19 @@ from torch import nn
 
 from eo_brew.encoders import create_encoder
 from eo_brew.rasters import open_scene, read_window, sample_scene
-from eo_brew.scenes import predict_raster
+from eo_brew.scenes import Job, predict_raster
 from eo_brew.sensors import get_sensor
 from eo_brew.sweep import ProbeMap, Sweep
 
-pytestmark = pytest.mark.slow
-
 S4 = get_sensor('sentinel2_l1c', bands='B02 B03 B04 B08'.split())
+SMALL = dict(size=64, block=200, pca=3, dtype='int8', progress=False)          # 768 x 768 px: 256 windows in 25 blocks
 
 def small_encoder():
+    "Its tokens know where in their window they are, so that windows without overlap are seen"
     torch.manual_seed(0)
-    return create_encoder('vit_tiny_patch16_224', {'ms': S4}, img_size=64, patch_size=8, embed_dim=24, depth=1, num_heads=2).eval()
+    enc = create_encoder('vit_tiny_patch16_224', {'ms': S4}, img_size=64, patch_size=8, embed_dim=24, depth=1, num_heads=2).eval()
+    with torch.no_grad(): enc.trunk.pos_embed[:, 1:] += .3*torch.linspace(-1, 1, 8).repeat(8)[None, :, None]*torch.randn(24)
+    return enc
 
 def conv_model():
     torch.manual_seed(0)
@@ -28,116 +31,143 @@ def conv_model():
         def forward(self, batch): return self.net((batch['ms'] - 1200)/500)
     return Dense()
 
-def scene_file(path, h, w, hole=False, blocksize=256):
-    "Four bands of random DN, written by tiles"
-    rng = np.random.default_rng(0)
-    tile = rng.integers(300, 3000, (4, blocksize, blocksize)).astype('uint16')
-    with rasterio.open(path, 'w', driver='GTiff', dtype='uint16', count=4, height=h, width=w, crs='EPSG:32633', transform=Affine(10, 0, 3e5, 0, -10, 5e6), nodata=0,
-                       tiled=True, blockxsize=blocksize, blockysize=blocksize, compress='lzw') as dst:
-        for _, win in dst.block_windows(1):
-            t = tile[:, :win.height, :win.width].copy()
-            if hole and win.row_off < h//2 and win.col_off < w//2: t[:] = 0
-            dst.write(t, window=win)
-        for i, n in enumerate(S4.band_names, 1): dst.set_band_description(i, n)
+def write_bands(path, h, w, fill, crs='EPSG:32633', names=S4.band_names, dtype='uint16', gsd=10):
+    "Four bands written tile by tile; `fill(window)` gives the pixels"
+    with rasterio.open(path, 'w', driver='GTiff', dtype=dtype, count=len(names), height=h, width=w, crs=crs, transform=Affine(gsd, 0, 3e5, 0, -gsd, 5e6), nodata=0,
+                       tiled=True, blockxsize=256, blockysize=256, compress='lzw') as dst:
+        for _, win in dst.block_windows(1): dst.write(fill(win), window=win)
+        for i, n in enumerate(names, 1): dst.set_band_description(i, n)
         dst.update_tags(EO_OFFSET='0')
     return path
 
+def scene_file(path, h, w, hole=False, **kwargs):
+    "Random DN; on request the upper left is nodata"
+    tile = np.random.default_rng(0).integers(300, 3000, (4, 256, 256)).astype('uint16')
+    def fill(win): return tile[:, :win.height, :win.width]*(not (hole and win.row_off < h//2 and win.col_off < w//2))
+    return write_bands(path, h, w, fill, **kwargs)
+
 def opened(path): return open_scene(path, 'sentinel2_l1c', S4.band_names)
+def read(path):
+    with rasterio.open(path) as src: return src.read()
+def blocks(folder): return len(list(folder.glob('*.npy')))
+
+@pytest.fixture(scope='module')
+def real(tmp_path_factory):
+    "A part of the shipped scene, 360 x 520 px"
+    x = read_window(open_scene(sample_scene(), 'sentinel2_l1c', S4.band_names), (200, 500, 360, 520))[0].astype('uint16')
+    path = write_bands(tmp_path_factory.mktemp('real')/'s.tif', 360, 520, lambda w: x[:, w.row_off:w.row_off+w.height, w.col_off:w.col_off+w.width])
+    return path, x.astype('float32')
 
 
-def test_map_of_the_sample_scene_equals_the_untiled_model(tmp_path):
-    scene, model = open_scene(sample_scene(), 'sentinel2_l1c', S4.band_names), conv_model()
-    with torch.no_grad(): whole = model({'ms': torch.from_numpy(read_window(scene)[0])[None]})[0]
-    f = predict_raster(model, scene, tmp_path/'v.tif', kind='values', size=128, overlap=32, margin=2, block=400, progress=False)
-    with rasterio.open(f) as src: got = src.read()
-    assert np.abs(got - whole.numpy()).max() < 1e-5
-    f = predict_raster(model, scene, tmp_path/'c.tif', size=128, overlap=32, margin=2, block=400, progress=False)
-    with rasterio.open(f) as src: assert (src.read(1) == whole.argmax(0).numpy()).mean() > .9999
-    f = predict_raster(model, scene, tmp_path/'n.tif', kind='values', size=128, overlap=0, block=400, progress=False)
-    with rasterio.open(f) as src: assert np.abs(src.read() - whole.numpy()).max() > .01           # windows without overlap are seen
+def test_the_map_equals_the_untiled_model(tmp_path, real):
+    model, kw = conv_model(), dict(size=128, overlap=32, margin=2, block=200, progress=False)
+    with torch.no_grad(): whole = model({'ms': torch.from_numpy(real[1])[None]})[0]
+    diff = lambda f: np.abs(read(f) - whole.numpy()).max()
+    assert diff(predict_raster(model, opened(real[0]), tmp_path/'v.tif', kind='values', **kw)) < 1e-5
+    classes = read(predict_raster(model, opened(real[0]), tmp_path/'c.tif', **kw))
+    assert np.array_equal(classes[0], whole.argmax(0))
+    assert diff(predict_raster(model, opened(real[0]), tmp_path/'n.tif', kind='values', **{**kw, 'overlap': 0, 'margin': 0})) > .01
 
-def test_nodata_is_kept_and_the_cog_is_valid(tmp_path):
+def test_there_are_no_seams(tmp_path, real):
+    "The mean step between neighbouring cells is nowhere in the lattice of windows larger than on average"
+    def worst(overlap):
+        z = read(predict_raster(small_encoder(), opened(real[0]), tmp_path/f'{overlap}.tif', size=64, overlap=overlap, block=150, progress=False))
+        steps, n = np.abs(np.diff(z, axis=2)).mean((0, 1)), 8 - overlap//8
+        return max(steps[i::n][1:-1].mean() for i in range(n))/steps.mean()
+    assert worst(32) < 1.15 and worst(0) > 2
+
+@pytest.mark.parametrize('kind,dtype,pca', [('classes', None, None), ('embeddings', 'int8', 3), ('embeddings', 'float32', None)])
+def test_nodata_is_kept_and_the_cog_is_valid(tmp_path, kind, dtype, pca):
+    scene, classes = opened(scene_file(tmp_path/'s.tif', 700, 900, hole=True)), kind == 'classes'
+    f = predict_raster(conv_model() if classes else small_encoder(), scene, tmp_path/'o.tif', names=('water', 'wood', 'field') if classes else (),
+                       colors=('#0000ff', '#00ff00', '#ffff00') if classes else (), size=64, pca=pca, dtype=dtype, progress=False)
+    with rasterio.open(f) as src:
+        mask, c = src.dataset_mask() > 0, src.shape[0]/700
+        assert not mask[:int(500*c), :int(500*c)].any() and mask[int(520*c):].all() and mask[:, int(520*c):].all()
+        assert src.tags(ns='IMAGE_STRUCTURE')['LAYOUT'] == 'COG' and src.is_tiled and src.compression.name == 'deflate'
+        assert bool(src.overviews(1)) == (max(src.shape) > 512) and src.crs == 'EPSG:32633' and 'eo_brew' in src.tags()['software']
+        if classes:
+            assert [src.colormap(1)[i][:3] for i in range(3)] == [(0, 0, 255), (0, 255, 0), (255, 255, 0)]
+            assert src.tags(1)['class_1'] == 'wood' and set(np.unique(src.read())) == {0, 1, 2, 255}
     cogeo = pytest.importorskip('rio_cogeo', reason='pip install rio-cogeo')
-    scene = opened(scene_file(tmp_path/'s.tif', 700, 900, hole=True))
-    for kind, dtype, pca in ('classes', None, None), ('embeddings', 'int8', 3), ('embeddings', 'float32', None):
-        model = conv_model() if kind == 'classes' else small_encoder()
-        f = predict_raster(model, scene, tmp_path/f'{kind}{dtype}.tif', names=('water', 'wood', 'field') if kind == 'classes' else (), colors=('#0000ff', '#00ff00', '#ffff00') if kind == 'classes' else (),
-                           size=64, pca=pca, dtype=dtype, progress=False)
-        ok, errors, warnings = cogeo.cog_validate(f, strict=True)
-        assert ok and not errors and not warnings
-        with rasterio.open(f) as src:
-            mask = src.dataset_mask() > 0
-            c = src.shape[0]/700
-            assert not mask[:int(256*c)-1, :int(256*c)-1].any() and mask[int(600*c):, int(700*c):].all()
-            assert src.is_tiled and src.compression.name == 'deflate'
-            if kind == 'classes':
-                assert [src.colormap(1)[i][:3] for i in range(3)] == [(0, 0, 255), (0, 255, 0), (255, 255, 0)] and src.tags(1)['class_1'] == 'wood'
+    assert cogeo.cog_validate(f, strict=True) == (True, [], [])
 
+
+def forked(call):
+    "Start a copy of this process for `call()`, with one thread; its number"
+    if pid := os.fork(): return pid
+    try: torch.set_num_threads(1); call()
+    finally: os._exit(0)
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks')
 def test_killed_at_any_moment_the_map_is_the_same(tmp_path):
-    path, model = scene_file(tmp_path/'s.tif', 768, 768), small_encoder()
-    kw = dict(size=64, block=200, pca=3, dtype='int8', progress=False)
-    want = rasterio.open(predict_raster(model, opened(path), tmp_path/'want.tif', **kw)).read()
-    gen, kills, out = torch.Generator().manual_seed(0), 0, tmp_path/'got.tif'
-    t0 = time.time(); predict_raster(model, opened(path), tmp_path/'t.tif', **kw); took = time.time() - t0
-    left = []
+    path, out = scene_file(tmp_path/'s.tif', 768, 768), tmp_path/'got.tif'
+    t = time.time(); want = read(predict_raster(small_encoder(), opened(path), tmp_path/'want.tif', **SMALL)); took = time.time() - t
+    rng, left = np.random.default_rng(0), []
     for _ in range(10):
-        pid = os.fork()
-        if pid == 0:
-            try: predict_raster(model, opened(path), out, overwrite=True, **kw)
-            finally: os._exit(0)
-        time.sleep(torch.rand(1, generator=gen).item()*took*.3)
+        pid = forked(lambda: predict_raster(small_encoder(), opened(path), out, overwrite=True, **SMALL))
+        time.sleep(rng.random()*took)
         os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
-        kills += 1
-        left.append(len(list((tmp_path/'.got.tif.parts').glob('*.npy'))) if (tmp_path/'.got.tif.parts').exists() else -1)
-        if out.exists(): assert np.array_equal(rasterio.open(out).read(), want); out.unlink()      # whole or not there
-    f = predict_raster(model, opened(path), out, overwrite=True, **kw)
-    assert np.array_equal(rasterio.open(f).read(), want) and kills == 10 and max(left) > 0, left
-    assert not [p for p in tmp_path.iterdir() if p.name.endswith('.parts')]
+        left.append(blocks(tmp_path/'.got.tif.parts'))
+        if out.exists(): assert np.array_equal(read(out), want); out.unlink()    # whole or not there
+    assert np.array_equal(read(predict_raster(small_encoder(), opened(path), out, overwrite=True, **SMALL)), want)
+    assert max(left) > 0 and len(set(left)) > 2, left                            # it was hit at several stages
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith('.')]         # and nothing is left beside the maps
 
-def test_a_full_disk_leaves_nothing_that_looks_finished(tmp_path, monkeypatch):
-    import eo_brew.scenes as scenes
-    path, n = scene_file(tmp_path/'s.tif', 300, 300), []
-    def full(f, a):
-        n.append(1)
-        if len(n) == 2: raise OSError(28, 'No space left on device')
-        return save(f, a)
-    save = np.save
-    monkeypatch.setattr(scenes.np, 'save', full)
-    with pytest.raises(ValueError, match='finished blocks are kept'): predict_raster(conv_model(), opened(path), tmp_path/'o.tif', size=64, block=100, progress=False)
-    assert not (tmp_path/'o.tif').exists() and len(list((tmp_path/'.o.tif.parts').glob('*.npy'))) == 1
-    monkeypatch.undo()
-    predict_raster(conv_model(), opened(path), tmp_path/'o.tif', size=64, block=100, progress=False)
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks')
+def test_a_block_killed_half_written_is_not_there(tmp_path):
+    path, kw = scene_file(tmp_path/'s.tif', 300, 300), dict(kind='values', size=64, block=100, progress=False)
+    job = Job(Sweep(conv_model(), opened(path), kind='values', size=64), tmp_path/'.o.tif.parts', block=100)
+    def half(f): f.write(b'half'); f.flush(); os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(forked(lambda: job.put(job.path(job.blocks[3]).name, half)), 0)
+    assert len(job.missing()) == len(job.blocks) and len(list(job.folder.glob('*.part'))) == 1
+    want = read(predict_raster(conv_model(), opened(path), tmp_path/'p.tif', **kw))
+    assert np.array_equal(read(predict_raster(conv_model(), opened(path), tmp_path/'o.tif', **kw)), want)
 
-def test_other_weights_do_not_continue_a_job(tmp_path, monkeypatch):
-    import eo_brew.scenes as scenes
-    path, model = scene_file(tmp_path/'s.tif', 300, 300), conv_model()
-    monkeypatch.setattr(scenes, 'write_cog', lambda *a: (_ for _ in ()).throw(ValueError('stop')))
-    with pytest.raises(ValueError, match='stop'): predict_raster(model, opened(path), tmp_path/'o.tif', kind='values', size=64, progress=False)
-    monkeypatch.undo()
-    with torch.no_grad(): model.net[2].bias += 5
-    f = predict_raster(model, opened(path), tmp_path/'o.tif', kind='values', size=64, progress=False)
-    g = predict_raster(model, opened(path), tmp_path/'p.tif', kind='values', size=64, progress=False)
-    assert np.array_equal(rasterio.open(f).read(), rasterio.open(g).read())
+def test_finished_blocks_are_not_computed_again(tmp_path):
+    path, seen = scene_file(tmp_path/'s.tif', 300, 300), []
+    def model(b):
+        seen.append(len(b['ms']))
+        if len(seen) == 12: raise KeyboardInterrupt
+        return b['ms'][:, :2]/1000
+    kw = dict(kind='values', size=64, block=100, bs=1, progress=False)
+    with pytest.raises(KeyboardInterrupt): predict_raster(model, opened(path), tmp_path/'o.tif', **kw)
+    kept, before = blocks(tmp_path/'.o.tif.parts'), len(seen)
+    resumed = read(predict_raster(model, opened(path), tmp_path/'o.tif', **kw)); again, seen[:] = len(seen) - before, []
+    seen += [0]*100                                                              # never interrupted any more
+    assert np.array_equal(resumed, read(predict_raster(model, opened(path), tmp_path/'p.tif', **kw)))
+    assert kept > 0 and again < len(seen) - 100
 
-def test_memory_is_flat_against_height(tmp_path):
-    "Peak of a process that maps a scene, beyond what it starts with"
-    def peak(h):
-        path = scene_file(tmp_path/f'{h}.tif', h, 1024)
-        r, w = os.pipe()
-        if (pid := os.fork()) == 0:
-            try:
-                start = current()
-                top = [0]
-                def look(b): top[0] = max(top[0], current()); return b['ms'][:, :2, ::8, ::8]
-                predict_raster(look, opened(path), tmp_path/f'o{h}.tif', kind='embeddings', size=128, block=1024, bs=4, progress=False)
-                os.write(w, str(max(top[0], current()) - start).encode())
-            finally: os._exit(0)
-        os.waitpid(pid, 0)
-        return int(os.read(r, 99) or -1)
-    def current(): return int(open('/proc/self/statm').read().split()[1])*resource.getpagesize()
-    if not sys.platform.startswith('linux'): pytest.skip('reads /proc')
-    small, large = peak(1024), peak(6144)
-    assert 0 < large < small + 40e6, (small, large)
+@pytest.mark.parametrize('limit,where', [(2_000, 'finished blocks are kept|call again'), (60_000, 'No file of that name was made')])
+def test_a_full_disk_leaves_nothing_that_looks_finished(tmp_path, limit, where):
+    "Files may not grow beyond a limit: blocks cannot be written, or they can and the map cannot"
+    resource = pytest.importorskip('resource', reason='limits of Unix')
+    path, model, out = scene_file(tmp_path/'s.tif', 300, 300), conv_model(), tmp_path/'o.tif'
+    kw, (soft, hard) = dict(kind='values', size=64, block=64, progress=False), resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(ValueError, match=where): predict_raster(model, opened(path), out, **kw)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not out.exists() and [p.name for p in tmp_path.iterdir() if p.name.startswith('.')] == ['.o.tif.parts']
+    with torch.no_grad(): whole = model({'ms': torch.from_numpy(read(path).astype('f4'))[None]})[0]
+    assert np.abs(read(predict_raster(model, opened(path), out, overlap=16, margin=2, **kw)) - whole.numpy()).max() < 1e-5
+
+@pytest.mark.parametrize('other', ['weights', 'probe', 'function'])
+def test_another_model_does_not_continue_a_job(tmp_path, other):
+    path, enc = scene_file(tmp_path/'s.tif', 300, 300), small_encoder()
+    def model(i):
+        if other == 'weights':
+            with torch.no_grad(): enc.embeds['ms'].proj.weight += i
+            return enc
+        if other == 'probe': return ProbeMap(enc, lambda z: (z[:, i] > 0).astype(int), 2)
+        return lambda b: b['ms'][:, i:i+1] if len(b['ms']) else None
+    kw = dict(size=64, block=100, progress=False)
+    job = Job(Sweep(model(0), opened(path), size=64), tmp_path/'.o.tif.parts', block=100)
+    for b in job.missing(): job.run(b)                                           # stopped when all blocks were there
+    f = predict_raster(model(1), opened(path), tmp_path/'o.tif', **kw)
+    g = predict_raster(model(0) if other == 'weights' else model(1), opened(path), tmp_path/'p.tif', **kw)
+    assert np.array_equal(read(f), read(g))
 
 def test_probe_and_two_dates(tmp_path):
     scene, enc = opened(scene_file(tmp_path/'s.tif', 256, 320)), small_encoder()
@@ -148,27 +178,73 @@ def test_probe_and_two_dates(tmp_path):
     other = opened(scene_file(tmp_path/'t.tif', 256, 256))
     with pytest.raises(ValueError, match='different grids'): predict_raster(lambda b: b['a'], {'a': scene, 'b': other}, tmp_path/'x.tif', size=64)
 
+
+BAD = {'no CRS': (dict(crs=None), {}), r"\['B08'\] not found .* trained on \['B02', 'B03', 'B04', 'B08'\]": (dict(names=S4.band_names[:3]), {}), 'pixels of 30 m, the encoder was trained at 10 m': (dict(gsd=30), {}),
+       'smaller than one window of size=512': ({}, dict(size=512)), 'overwrite=True': ({}, dict(out='s.tif')), 'does not exist': ({}, dict(out='no/o.tif')), 'end in .tif': ({}, dict(out='o.png'))}
+
+@pytest.mark.parametrize('says', BAD)
+def test_bad_input_is_named(tmp_path, says):
+    scene, call = BAD[says]
+    path = write_bands(tmp_path/'s.tif', 128, 128, lambda w: np.full((len(scene.get('names', S4.band_names)), w.height, w.width), 900, 'uint16'), **scene)
+    with pytest.raises(ValueError, match=says):
+        predict_raster(small_encoder(), path, tmp_path/call.get('out', 'o.tif'), size=call.get('size', 64), progress=False)
+    assert {p.name for p in tmp_path.iterdir()} == {'s.tif'}
+
 def test_a_scene_in_reflectance_is_refused(tmp_path):
-    p = tmp_path/'r.tif'
-    with rasterio.open(p, 'w', driver='GTiff', dtype='float32', count=4, height=128, width=128, crs='EPSG:32633', transform=Affine(10, 0, 3e5, 0, -10, 5e6)) as dst:
-        dst.write(np.random.default_rng(0).random((4, 128, 128), dtype='f4')*.4)
-        for i, n in enumerate(S4.band_names, 1): dst.set_band_description(i, n)
-    with pytest.raises(ValueError, match='gain='): predict_raster(small_encoder(), open_scene(p, 'sentinel2_l1c', S4.band_names, offset=0), tmp_path/'o.tif', size=64)
+    rng = np.random.default_rng(0)
+    p = write_bands(tmp_path/'r.tif', 128, 128, lambda w: rng.random((4, w.height, w.width), dtype='f4')*.4, dtype='float32')
+    with pytest.raises(ValueError, match='expects .*gain='): predict_raster(small_encoder(), opened(p), tmp_path/'o.tif', size=64)
+    predict_raster(small_encoder(), open_scene(p, 'sentinel2_l1c', S4.band_names, gain=10000), tmp_path/'o.tif', size=64, progress=False)
+
+
+def peak(path, send):
+    "Growth of the peak memory of this process, MB, by a map with a model that costs nothing"
+    import eo_brew.sweep
+    def status(key): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key))
+    with open('/proc/self/clear_refs', 'w') as f: f.write('5')
+    start, eo_brew.sweep.CACHE = status('VmRSS'), 4 << 20
+    predict_raster(lambda b: b['ms'][:, :2, ::8, ::8], opened(path), path.with_suffix('.out.tif'), kind='embeddings', size=128, block=1024, bs=4, progress=False)
+    send.send((status('VmHWM') - start)/1024)
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
+def test_memory_is_flat_against_height(tmp_path):
+    peaks = []
+    for h in 1024, 6144:
+        get, send = mp.Pipe(False)
+        path = scene_file(tmp_path/f'{h}.tif', h, 1024)
+        pid = forked(lambda: peak(path, send))
+        assert get.poll(120); peaks.append(get.recv()); os.waitpid(pid, 0)
+    assert 0 < peaks[1] < peaks[0] + 20, peaks                                   # MB; as float32 the five blocks more are 84
+
+def test_threads_of_dask_give_the_same_map(tmp_path):
+    distributed = pytest.importorskip('dask.distributed', reason='pip install eo_brew[dask]')
+    path = scene_file(tmp_path/'s.tif', 300, 300)
+    want = read(predict_raster(small_encoder(), opened(path), tmp_path/'want.tif', **SMALL))
+    with distributed.Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as client:
+        assert np.array_equal(read(predict_raster(small_encoder(), opened(path), tmp_path/'got.tif', client=client, **SMALL)), want)
 
 @pytest.mark.slow
 def test_a_dask_worker_may_die(tmp_path):
-    distributed = pytest.importorskip('dask.distributed', reason='pip install eo_brew[dask]')
-    path, model = scene_file(tmp_path/'s.tif', 768, 768), small_encoder()
-    kw = dict(size=64, block=100, pca=3, dtype='int8', progress=False)
-    want = rasterio.open(predict_raster(model, opened(path), tmp_path/'want.tif', **kw)).read()
+    distributed = pytest.importorskip('distributed', reason='pip install eo_brew[dask]')
+    path, parts, kw = scene_file(tmp_path/'s.tif', 768, 768), tmp_path/'.got.tif.parts', SMALL | dict(block=100)
+    want = read(predict_raster(small_encoder(), opened(path), tmp_path/'want.tif', **kw))
+    import dask
+    dask.config.set({'distributed.worker.multiprocessing-method': 'forkserver'})
+    distributed.utils.get_mp_context().set_forkserver_preload(['distributed', 'eo_brew.scenes'])             # imported once, not by each worker
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
-        victim = [w['pid'] if isinstance(w, dict) else w for w in client.run(os.getpid).values()][0]
-        import threading
+        victim, hit = [*client.run(os.getpid).values()][0], []
         def kill():
-            while len(list((tmp_path/'.got.tif.parts').glob('*.npy'))) < 5: time.sleep(.05)
-            os.kill(victim, signal.SIGKILL)
-        t = threading.Thread(target=kill); t.start()
-        f = predict_raster(model, opened(path), tmp_path/'got.tif', client=client, **kw)
-        t.join()
-        assert victim not in client.run(os.getpid).values()
-    assert np.array_equal(rasterio.open(f).read(), want)
+            while blocks(parts) < 5: time.sleep(.02)
+            os.kill(victim, signal.SIGKILL); hit.append(blocks(parts))
+        t = threading.Thread(target=kill, daemon=True); t.start()
+        f = predict_raster(small_encoder(), opened(path), tmp_path/'got.tif', client=client, **kw)
+        t.join(10)
+    assert np.array_equal(read(f), want) and 5 <= hit[0] < 64, hit
+
+
+def test_a_part_of_a_scene_is_refused(tmp_path):
+    "Else the map of the whole scene would come back for a part of it."
+    from eo_brew.rasters import open_raster
+    da = open_raster(scene_file(tmp_path/'s.tif', 64, 64), 'sentinel2_l1c', bands=S4.band_names)
+    with pytest.raises(ValueError, match='whole scene'): da[:, :32].eo.predict(small_encoder(), size=32)
+    assert da.eo.predict(small_encoder(), size=32).shape[1:] == (64//8, 64//8)

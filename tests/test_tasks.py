@@ -7,9 +7,6 @@ from fastai.learner import Learner
 
 from eo_brew.encoders import create_encoder
 from eo_brew.tasks import change_learner, classification_learner, height_learner, segmentation_learner
-import pytest
-
-pytestmark = pytest.mark.slow
 
 
 def vit(n=3, size=32, patch=4): return create_encoder('vit_tiny_patch16_224', {'ms': n}, img_size=size, patch_size=patch, depth=4, embed_dim=48, num_heads=3)
@@ -20,7 +17,7 @@ def loaders(samples, bs=10, **kw):
 
 def fit(learn, n, lr):
     if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
-    with learn.no_logging(): learn.fit(n, lr)
+    with learn.no_logging(): learn.fit_one_cycle(n, lr)
     return learn
 
 def scores(learn):
@@ -39,11 +36,11 @@ def blocks():
 def test_segmentation_overfits_and_scores_like_scikit_learn(blocks, make):
     from sklearn.metrics import f1_score, jaccard_score
     x,y = blocks; y = y.clone(); y[:,:4] = 255
-    learn = fit(segmentation_learner(loaders([({'ms': a}, b) for a,b in zip(x, y)]), make(), 3, channels=32), 25, 4e-3)
+    learn = fit(segmentation_learner(loaders([({'ms': a}, b) for a,b in zip(x, y)]), make(), 3, channels=32), 35, 4e-3)
     _,iou,f1,acc = scores(learn)
     p,t = learn.get_preds(dl=learn.dls.valid); on = t != 255; p,t = p.argmax(1)[on],t[on]
     assert iou == pytest.approx(jaccard_score(t, p, average='macro'), abs=1e-6)
-    assert f1 == pytest.approx(f1_score(t, p, average='macro'), abs=1e-6) and acc == pytest.approx((p == t).float().mean(), abs=1e-6)
+    assert f1 == pytest.approx(f1_score(t, p, average='macro'), abs=1e-6) and acc == pytest.approx((p == t).float().mean().item(), abs=1e-6)
     assert acc > .93 and type(learn) is Learner
     assert len(learn.show_results(max_n=2).axes) >= 6
 
@@ -81,10 +78,10 @@ def test_change_overfits_and_ignores_the_order_of_dates(blocks):
 
 def test_height_overfits_and_skips_declared_nodata(blocks):
     x,y = blocks; h = y*5.+2; h[:,:4] = float('nan')
-    learn = fit(height_learner(loaders([({'ms': a}, b) for a,b in zip(x, h)]), vit(), nodata=float('nan'), channels=32), 30, 4e-3)
+    learn = fit(height_learner(loaders([({'ms': a}, b) for a,b in zip(x, h)]), vit(), nodata=float('nan'), channels=32), 40, 3e-3)
     _,rmse,mae,delta = scores(learn); p,t = learn.get_preds(dl=learn.dls.valid); on = torch.isfinite(t); e = (p[:,0]-t)[on].double()
     assert rmse == pytest.approx(e.square().mean().sqrt().item(), abs=1e-4) and mae == pytest.approx(e.abs().mean().item(), abs=1e-4)
-    assert rmse < 1.2; learn.show_results(max_n=1)
+    assert rmse < .9; learn.show_results(max_n=1)
 
 def boxes(n=10):
     g = torch.Generator().manual_seed(0); out = []

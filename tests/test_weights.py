@@ -5,7 +5,7 @@ import pytest, timm, torch
 from safetensors.torch import load_file, save_file
 
 from eo_brew.encoders import create_encoder
-from eo_brew.export import export_onnx, export_program, from_pretrained, save_folder
+from eo_brew.export import export_onnx, export_program, from_pretrained, push, save_folder
 from eo_brew.sensors import get_sensor
 from eo_brew.weights import encoder_info, load_encoder, save_encoder, warm_start
 
@@ -26,6 +26,21 @@ def test_round_trips(tmp_path, arch, kw):
     model.load_state_dict({k.replace('embeds.ms.', 'patch_embed.').removeprefix('trunk.'): v for k, v in load_file(file).items() if k.startswith(('trunk.', 'embeds.ms.'))})
     folder = save_folder(enc, tmp_path/'repo', method='deo')
     with torch.no_grad(): assert torch.equal(from_pretrained(folder)(x).cls, enc(x).cls)
+
+def test_push_and_from_pretrained_without_a_network(tmp_path, monkeypatch):
+    "From the hub's cache as another machine has filled it; what cannot be uploaded lies in the folder"
+    constants = pytest.importorskip('huggingface_hub.constants')
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path/'cache')); monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    enc, x, repo = create_encoder('vit_tiny_patch16_224', {'ms': S2}, **VIT).eval(), torch.rand(1, 5, 32, 32)*4000, tmp_path/'cache'/'models--someone--brew'
+    save_folder(enc, repo/'snapshots'/('a'*40))
+    (repo/'refs').mkdir(); (repo/'refs'/'main').write_text('a'*40)
+    for revision in None, 'main', 'a'*40:
+        with torch.no_grad(): assert torch.equal(from_pretrained('someone/brew', revision)(x).cls, enc(x).cls)
+    for bad in ('someone/brew', 'v2'), ('someone/else', None):
+        with pytest.raises(ValueError, match='neither a folder here nor reachable'): from_pretrained(*bad)
+    with pytest.raises(ValueError, match='could not be written.*The files are in'): push(enc, 'someone/brew', tmp_path/'up', method='deo')
+    with torch.no_grad(): assert torch.equal(from_pretrained(tmp_path/'up')(x).cls, enc(x).cls)
+    assert {p.name for p in (tmp_path/'up').iterdir()} == {'encoder.safetensors', 'README.md'}
 
 def test_statistics_bands_and_gsd_are_in_the_file(tmp_path):
     enc = create_encoder('vit_tiny_patch16_224', {'ms': S2}, **VIT)

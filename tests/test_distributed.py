@@ -1,0 +1,224 @@
+"""Two processes (gloo) against one: gradients, whole runs, shares, checkpoints."""
+import multiprocessing, os, subprocess, sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from fastai.callback.core import Callback
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import set_seed
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from eo_brew.callbacks import StepLog
+from eo_brew.checkpoints import CheckpointCallback, CheckpointError, list_checkpoints
+from eo_brew.data import eo_dataloaders
+from eo_brew.deo import DEOLoss, DEOModel, deo_learner
+from eo_brew.distributed import distribute, gather_rows
+from eo_brew.encoders import create_encoder
+from eo_brew.losses import hsic, info_nce
+from eo_brew.monitors import CollapseMonitor
+from eo_brew.rasters import sample_scene
+from eo_brew.views import MultiCrop
+
+PROCESSES = multiprocessing.get_context('fork')
+TINY = dict(img_size=16, patch_size=8, embed_dim=12, depth=2, num_heads=1)
+
+
+def process(f, folder, rank, world, args):
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/group', rank=rank, world_size=world)
+    torch.save(f(*args), folder/f'{f.__name__}{rank}.pt')
+    dist.destroy_process_group()
+
+
+def on_two(f, folder, *args):
+    "What `f(*args)` returns in each of two processes"
+    folder.mkdir(exist_ok=True)
+    ps = [PROCESSES.Process(target=process, args=(f, folder, r, 2, args)) for r in range(2)]
+    for p in ps: p.start()
+    for p in ps: p.join()
+    assert [p.exitcode for p in ps] == [0, 0]
+    (folder/'group').unlink(missing_ok=True)
+    return [torch.load(folder/f'{f.__name__}{r}.pt', weights_only=False) for r in range(2)]
+
+
+def mine(t, dim=0): # this process's half of a batch
+    return t.chunk(dist.get_world_size(), dim)[dist.get_rank()] if dist.is_initialized() else t
+
+
+def compare(one, two, tolerance=1e-5):
+    "Gradients of both processes equal those of one process"
+    for grads in two:
+        assert grads.keys() == one.keys()
+        for k, g in grads.items(): assert (g - one[k]).abs().max() <= tolerance*max(1., one[k].abs().max()), k
+
+
+# -- gradients -----------------------------------------------------------------------------------------------------------
+
+def deo_gradients(local=False):
+    "DEO's whole loss for 8 samples in 3 views; each process takes its share of them"
+    set_seed(0)
+    encoder = create_encoder('vit_tiny_patch16_224', {'ms': 4, 'rgb': 3}, **TINY)
+    model = DEOModel(encoder, {'cls': 5, 'mid': 6, 'late': 7}, head_dim=8, hidden=16)
+    with torch.no_grad():
+        for p in model.student.parameters(): p.add_(.05*torch.randn_like(p))
+    sizes, B = (16, 16, 8), 8
+    views = [{m: torch.randn(B, c, s, s) for m, c in (('ms', 4), ('rgb', 3))} for s in sizes]
+    said = {'cls': torch.randn(2, B, 5), **{k: torch.randn(2, B, 4, w) for k, w in (('mid', 6), ('late', 7))}}
+    views = [{m: mine(x) for m, x in v.items()} for v in views]
+    said = {k: mine(v, 1) for k, v in said.items()}
+    target = {'cls': said['cls'], **{k: said[k].flatten(0, 1).transpose(1, 2).unflatten(2, (2, 2)) for k in ('mid', 'late')}}
+    target['ms'] = model.teacher(torch.cat([v['ms'] for v in views[:2]])).unflatten(0, (2, -1))
+    loss = DEOLoss()
+    if local: loss.ms.reduce = lambda t: t
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False) if dist.is_initialized() else model
+    loss(wrapped(views), target).backward()
+    return {k: p.grad for k, p in model.named_parameters() if p.requires_grad}
+
+
+def test_gradients_of_deo(tmp_path):
+    compare(deo_gradients(), on_two(deo_gradients, tmp_path))
+
+
+def test_a_local_coding_rate_is_another_loss(tmp_path):
+    "What the sum over processes is for: without it the comparison above fails"
+    with pytest.raises(AssertionError): compare(deo_gradients(), on_two(deo_gradients, tmp_path, True), 1e-3)
+
+
+def pair_gradients(local=False):
+    "InfoNCE and HSIC of 9 places: 7 of one process, 2 of the other"
+    set_seed(0)
+    model, x, y = nn.ModuleList([nn.Linear(3, 6), nn.Linear(4, 6)]), torch.randn(9, 3), torch.randn(9, 4)
+    if dist.is_initialized(): x, y = (t[:7] if dist.get_rank() == 0 else t[7:] for t in (x, y))
+    class Both(nn.Module):
+        def __init__(self): super().__init__(); self.f, self.g = model
+        def forward(self, x, y): return self.f(x), self.g(y)
+    net = Both()
+    rows = (lambda t: t) if local else gather_rows
+    wrapped = DistributedDataParallel(net) if dist.is_initialized() else net       # kept: its hooks live as long as it does
+    a, b = (rows(t) for t in wrapped(x, y))
+    (info_nce(a, b) + hsic(a, b)).backward()
+    return {k: p.grad for k, p in net.named_parameters()}
+
+
+def test_gradients_of_pairs(tmp_path):
+    compare(pair_gradients(), on_two(pair_gradients, tmp_path))
+    with pytest.raises(AssertionError): compare(pair_gradients(), on_two(pair_gradients, tmp_path/'local', True), 1e-3)
+
+
+def no_rows():
+    x = torch.ones(3*dist.get_rank(), 2, requires_grad=True)
+    out = gather_rows(x); out.sum().backward()
+    return tuple(out.shape), tuple(x.grad.shape)
+
+
+def test_a_process_without_rows(tmp_path):
+    assert on_two(no_rows, tmp_path) == [((3, 2), (0, 2)), ((3, 2), (3, 2))]
+
+
+# -- whole runs ----------------------------------------------------------------------------------------------------------
+
+class Look(Callback):
+    "Which samples each step had"
+    order = -50
+    def before_fit(self): self.seen = []
+    def before_batch(self):
+        if self.training: self.seen.append(self.xb[0]['index'].tolist())
+
+
+class Stop(Callback):
+    order = 95
+    def __init__(self, step): self.step = step
+    def after_batch(self):
+        if self.training and self.train_iter == self.step: raise KeyboardInterrupt
+
+
+def run(folder, bs, stop=None, fixed=True, epochs=2):
+    "DEO's self-distillation; `fixed`: views that do not depend on random numbers, and an optimizer that does not magnify rounding"
+    set_seed(0)
+    dls = eo_dataloaders(sample_scene(), sensor='sentinel2_l1c', bands=['B02', 'B03', 'B04', 'B08'], size=32, bs=bs, n=44, seed=0, device='cpu')
+    geometry = dict(global_scale=(1., 1.), ratio=(1., 1.), flip=0., photometric=False) if fixed else {}
+    views, look = MultiCrop(n_local=0 if fixed else 1, global_size=16, local_size=8, **geometry), Look()
+    learn = deo_learner(dls, 'vit_tiny_patch16_224', None, views=views, hidden=16, head_dim=8, lr=.05 if fixed else 1e-3, drop_path=0. if fixed else .2,
+                        cbs=[look, CheckpointCallback(folder, steps=1), StepLog(Path(folder)/'log.csv', every=2)], **TINY)
+    if fixed: learn.opt_func = partial(OptimWrapper, opt=torch.optim.SGD)
+    learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else None
+    distribute(learn)
+    if list_checkpoints(folder): learn.resume(folder)
+    if stop: learn.add_cb(Stop(stop))
+    try:
+        with learn.no_logging(): learn.fit(epochs)
+    except KeyboardInterrupt: return look.seen
+    return dict(seen=look.seen, model=learn.model.state_dict(), loss=float(learn.recorder.losses[-1]), values=[float(v) for v in learn.recorder.values[-1]],
+                monitor=learn.collapse_monitor.log)
+
+
+def close(a, b, tolerance=1e-4):
+    "Ten steps of rounding apart; they moved a thousand times as far"
+    for k, v in a.items():
+        if v.is_floating_point(): assert (v - b[k]).abs().max() <= tolerance, k
+
+
+def test_a_run_of_two_processes_is_that_of_one(tmp_path):
+    one = run(tmp_path/'one', 8)
+    two = on_two(run, tmp_path/'two', tmp_path/'shared', 4)
+    assert len(one['seen']) > 6 and [a + b for a, b in zip(two[0]['seen'], two[1]['seen'], strict=True)] == one['seen']
+    for r in two: close(one['model'], r['model'])
+    assert all(torch.equal(v, two[1]['model'][k]) for k, v in two[0]['model'].items())              # student and EMA teacher alike
+    assert any(k.startswith('teacher.') for k in one['model'])
+    assert two[0]['values'][1:] == two[1]['values'][1:]                                             # validation: all of it, everywhere
+    assert (tmp_path/'shared'/'log.csv').read_text().count('\n') == len(one['seen']) + 1            # one process writes
+
+
+def test_checkpoints_are_read_by_any_number_of_processes(tmp_path):
+    one = run(tmp_path/'one', 8)
+    for name, first, then in (('2to1', 2, 1), ('1to2', 1, 2)):
+        shared = tmp_path/name
+        for world, stop in ((first, 6), (then, None)):
+            res = on_two(run, tmp_path/f'p{name}{world}', shared, 4, stop) if world == 2 else [run(shared, 8, stop)]*2
+        for r in res: close(one['model'], r['model'])
+    with pytest.raises(CheckpointError, match='give each of the 1 processes bs=8'): run(tmp_path/'one', 4)
+
+
+def test_two_processes_resume_bit_for_bit(tmp_path):
+    "With random views and stochastic depth; these differ between the processes"
+    whole = on_two(run, tmp_path/'a', tmp_path/'whole', 4, None, False)
+    on_two(run, tmp_path/'b', tmp_path/'cut', 4, 6, False)
+    again = on_two(run, tmp_path/'c', tmp_path/'cut', 4, None, False)
+    for w, a in zip(whole, again):
+        assert all(torch.equal(v, a['model'][k]) for k, v in w['model'].items())
+        assert w['seen'][6:] == a['seen']
+
+
+def other_data():
+    set_seed(0)
+    dls = eo_dataloaders(sample_scene(), sensor='sentinel2_l1c', bands=['B02', 'B03', 'B04'], size=32, bs=4, n=40 + 8*dist.get_rank(), seed=0, device='cpu')
+    learn = distribute(deo_learner(dls, 'vit_tiny_patch16_224', None, views=MultiCrop(n_local=0, global_size=16), hidden=16, head_dim=8, **TINY))
+    try: learn.fit(1)
+    except ValueError as e: return str(e)
+
+
+def test_processes_that_disagree_about_the_data_say_so(tmp_path):
+    for said in on_two(other_data, tmp_path): assert 'different (samples, bs)' in said and 'same scenes, seed and bs' in said
+
+
+@pytest.mark.slow
+def test_the_launcher(tmp_path):
+    "The script of the documentation's shape, started by torchrun"
+    (tmp_path/'train.py').write_text(f'''
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_distributed import run
+from fastai.torch_core import rank_distrib
+import torch
+torch.set_num_threads(1)
+res = run({str(tmp_path/'run')!r}, 4)
+torch.save(res, {str(tmp_path)!r} + f'/res{{rank_distrib()}}.pt')
+''')
+    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(tmp_path/'train.py')], check=True, timeout=900)
+    one = run(tmp_path/'one', 8)
+    for r in range(2): close(one['model'], torch.load(tmp_path/f'res{r}.pt', weights_only=False)['model'])

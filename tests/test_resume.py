@@ -1,0 +1,290 @@
+"""Runs that are killed, told to stop, or out of disk: what is on the disk afterwards, and that nothing of the run is lost."""
+import csv, multiprocessing, os, random, resource, signal, time
+from pathlib import Path
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.torch_core import set_seed
+
+from eo_brew.callbacks import StepLog
+from eo_brew.checkpoints import CheckpointCallback, CheckpointError, list_checkpoints, newest_checkpoint, read_checkpoint, write_checkpoint
+from eo_brew.data import eo_dataloaders
+from eo_brew.deo import deo_learner
+from eo_brew.faults import EXIT_STOPPED, NotFiniteError, StopOnNaN, StopOnSignal
+from eo_brew.rasters import sample_scene
+from eo_brew.views import MultiCrop
+
+BANDS = ['B02', 'B03', 'B04', 'B08', 'B11']
+TINY = dict(img_size=16, patch_size=8, embed_dim=12, depth=2, num_heads=1, drop_path=.2)
+PROCESSES = multiprocessing.get_context('fork')               # have everything imported already; they use one thread
+
+
+SCENE = {}                                                      # read once for all runs
+
+
+def learner(*cbs, n=28, **kwargs):
+    "DEO's self-distillation on the shipped scene, with all that is random in it: windows, order, crops, colours, stochastic depth"
+    torch.set_num_threads(1); set_seed(0)
+    dls = eo_dataloaders(sample_scene(), sensor='sentinel2_l1c', bands=BANDS, size=32, bs=4, n=n, seed=0, device='cpu', **kwargs)
+    dls.train_ds.cache = dls.valid_ds.cache = SCENE
+    views = MultiCrop(n_local=1, global_size=16, local_size=8)
+    learn = deo_learner(dls, 'vit_tiny_patch16_224', None, views=views, hidden=16, head_dim=8, lr=1e-3, cbs=list(cbs), **TINY)
+    return learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else learn
+
+
+def train(folder, epochs, steps=1, resume=True, cbs=(), **kwargs):
+    folder = Path(folder)
+    learn = learner(CheckpointCallback(folder, steps=steps), StepLog(folder/'log.csv', every=3), *cbs, **kwargs)
+    if resume and list_checkpoints(folder): torch.rand(5); learn.resume(folder)
+    with learn.no_logging(): learn.fit(epochs)
+    return learn
+
+
+class Tell(Callback):
+    "Say which step is done."
+    order = 80
+    def __init__(self, pipe): self.pipe = pipe
+    def before_train(self): self.pipe.send(self.train_iter)
+    def after_batch(self):
+        if self.training: self.pipe.send(self.train_iter)
+
+
+def child(folder, epochs, pipe, **kwargs): train(folder, epochs, cbs=[Tell(pipe)], **kwargs); pipe.send('done')
+
+
+def started(f, *args, **kwargs):
+    "A process, and the end of a pipe that hears from it"
+    hear, tell = PROCESSES.Pipe(duplex=False)
+    p = PROCESSES.Process(target=f, args=(*args, tell), kwargs=kwargs); p.start(); tell.close()
+    return p, hear
+
+
+def result(learn, folder):
+    "Everything that two equal runs have in common; times are not among it"
+    with open(Path(folder)/'log.csv', newline='') as f: rows = [{k: v for k, v in r.items() if k not in ('images_per_s', 'wait')} for r in csv.DictReader(f)]
+    values = [[float(x) for x in row] for row in learn.recorder.values]
+    return dict(model={k: v.clone() for k, v in learn.model.state_dict().items()}, losses=[float(x) for x in learn.recorder.losses], values=values, log=rows,
+                lrs=learn.recorder.hps['lr'], opt=[s[k] for s in learn.opt.state_dict()['state'].values() for k in ('exp_avg', 'exp_avg_sq')])
+
+
+def check_same(a, b):
+    "Bit for bit"
+    for k, v in a['model'].items(): assert torch.equal(v, b['model'][k]), k
+    assert all(torch.equal(x, y) for x, y in zip(a['opt'], b['opt']))
+    for k in ('losses', 'values', 'lrs', 'log'): assert a[k] == b[k], k
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "The run that nobody stops: 18 steps in 3 epochs"
+    folder = tmp_path_factory.mktemp('whole')
+    res = result(train(folder, 3), folder)
+    assert len(res['losses']) == 18 and len(res['values']) == 3
+    return res
+
+
+def kill_and_resume(folder, epochs, kills, most, seed, **kwargs):
+    "Kill the run `kills` times at random moments, each time going on; how many steps each life made, and the finished run"
+    rng, lives = random.Random(seed), []
+    for _ in range(kills):
+        p, hear = started(child, folder, epochs, **kwargs)
+        first = hear.recv()
+        for _ in range(rng.randint(0, most)): hear.recv()
+        time.sleep(rng.random()*.05)
+        p.kill(); p.join()
+        assert p.exitcode == -signal.SIGKILL, 'the run was over before it could be killed: give it more steps'
+        done = [int(c.stem.split('-')[1]) for c in list_checkpoints(folder)]
+        lives.append((first, max(done, default=0)))
+    return lives, train(folder, epochs, **kwargs)
+
+
+def test_killed_at_random_moments(whole, tmp_path):
+    lives, learn = kill_and_resume(tmp_path, 3, kills=4, most=3, seed=1)
+    print(lives)
+    assert lives[-1][1] > 0 and all(start == (lives[i-1][1] if i else 0) for i, (start, _) in enumerate(lives))      # each goes on where the one before was
+    check_same(whole, result(learn, tmp_path))
+    assert not list(tmp_path.glob('.*'))                          # nothing half written stays
+
+
+@pytest.mark.slow
+def test_fifty_kills(tmp_path):
+    "The claim of the documentation, at full length: 182 steps in 14 epochs, killed 50 times"
+    (tmp_path/'a').mkdir(); (tmp_path/'b').mkdir()
+    whole = result(train(tmp_path/'a', 14, n=60), tmp_path/'a')
+    lives, learn = kill_and_resume(tmp_path/'b', 14, kills=50, most=3, seed=2, n=60)
+    print(lives)
+    assert lives[-1][1] > 20
+    check_same(whole, result(learn, tmp_path/'b'))
+
+
+class Stop(Callback):
+    order = 95
+    def __init__(self, step): self.step = step
+    def after_batch(self):
+        if self.training and self.train_iter == self.step: raise KeyboardInterrupt
+
+
+def interrupted(folder, step, epochs=3, **kwargs):
+    with pytest.raises(KeyboardInterrupt): train(folder, epochs, cbs=[Stop(step)], **kwargs)
+
+
+@pytest.mark.parametrize('step', [6, 7, 11])
+def test_every_place_in_an_epoch(whole, tmp_path, step):
+    "At the end of an epoch, after the first step of one, before its last"
+    interrupted(tmp_path, step)
+    check_same(whole, result(train(tmp_path, 3), tmp_path))
+
+
+def test_another_optimizer(tmp_path):
+    "fastai's own AdamW keeps its state in another form"
+    from fastai.optimizer import Adam
+    def go(folder, step=None):
+        learn = learner(CheckpointCallback(folder, steps=1), *([Stop(step)] if step else []))
+        learn.opt_func = Adam
+        if list_checkpoints(folder): learn.resume(folder)
+        with learn.no_logging(): learn.fit(2)
+        return learn
+    whole = go(tmp_path/'a')
+    with pytest.raises(KeyboardInterrupt): go(tmp_path/'b', 8)
+    for a, b in zip(whole.model.state_dict().values(), go(tmp_path/'b').model.state_dict().values()): assert torch.equal(a, b)
+
+
+# -- damage --------------------------------------------------------------------------------------------------------------
+
+def test_a_newest_checkpoint_cut_short(whole, tmp_path, capsys):
+    "Whatever is left of it, the one before is taken, and said"
+    interrupted(tmp_path, 12)
+    newest, whole_file = list_checkpoints(tmp_path)[-1], list_checkpoints(tmp_path)[-1].read_bytes()
+    for size in 0, 7, 1000, len(whole_file) - 1:
+        newest.write_bytes(whole_file[:size])
+        assert newest_checkpoint(tmp_path)['where']['train_iter'] == 11
+        assert f'{newest.name} cannot be read' in capsys.readouterr().out
+    check_same(whole, result(train(tmp_path, 3), tmp_path))
+
+
+def test_all_checkpoints_damaged(tmp_path):
+    (tmp_path/'step-00000001.ckpt').write_bytes(b'')
+    with pytest.raises(CheckpointError, match='no whole checkpoint'): newest_checkpoint(tmp_path)
+
+
+def killed_while_writing(folder, epochs, pipe):
+    replace, n = os.replace, 0
+    def die(a, b):
+        if str(b).endswith('00000005.ckpt'): os.kill(os.getpid(), signal.SIGKILL)
+        replace(a, b)
+    os.replace = die
+    child(folder, epochs, pipe)
+
+
+def test_killed_while_writing(whole, tmp_path):
+    p, hear = started(killed_while_writing, tmp_path, 3); p.join()
+    assert p.exitcode == -signal.SIGKILL and len(list(tmp_path.glob('.step-00000005.ckpt.*'))) == 1
+    assert newest_checkpoint(tmp_path)['where']['train_iter'] == 4
+    check_same(whole, result(train(tmp_path, 3), tmp_path))
+    assert not list(tmp_path.glob('.*'))
+
+
+@pytest.fixture
+def small_disk():
+    "Files may not grow beyond a size; what the operating system says then is what a full disk says"
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, old); signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_disk_full_while_writing(whole, tmp_path, small_disk):
+    interrupted(tmp_path, 6)
+    good = {c.name: c.read_bytes() for c in list_checkpoints(tmp_path)}
+    size = len(good['step-00000006.ckpt'])
+    small_disk(size//2)
+    with pytest.raises(CheckpointError, match=r'step-00000007.ckpt could not be written .* MB are free .* make room and resume'): train(tmp_path, 3)
+    small_disk(resource.RLIM_INFINITY)
+    assert {c.name: c.read_bytes() for c in list_checkpoints(tmp_path)} == good and not list(tmp_path.glob('.step*'))
+    check_same(whole, result(train(tmp_path, 3), tmp_path))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path/'file').write_text('')
+    with pytest.raises(ValueError, match='file'): write_checkpoint({'a': torch.ones(2)}, tmp_path/'file'/'x.ckpt')
+
+
+# -- told to stop --------------------------------------------------------------------------------------------------------
+
+def obedient(folder, epochs, workers, pipe): train(folder, epochs, steps=1000, cbs=[Tell(pipe), StopOnSignal()], num_workers=workers)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_sigterm(whole, tmp_path, workers):
+    p, hear = started(obedient, tmp_path, 3, workers)
+    while hear.recv() < 8: pass                                   # in the second epoch
+    p.terminate(); p.join()
+    assert p.exitcode == EXIT_STOPPED == 75
+    steps = [read_checkpoint(c)['where']['train_iter'] for c in list_checkpoints(tmp_path)]
+    assert len(steps) == 1 and 8 <= steps[0] < 18
+    check_same(whole, result(train(tmp_path, 3), tmp_path))
+
+
+class TermWhile(Callback):
+    "Send SIGTERM where a callback of this order is called"
+    def __init__(self, event, step, order): self.event, self.step, self.order = event, step, order
+    def __call__(self, event):
+        if event == self.event and self.train_iter == self.step: self.step = -1; os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize('event', ['before_batch', 'after_validate'])
+def test_sigterm_at_any_place(whole, tmp_path, event):
+    "Before the views are cut, between epochs"
+    with pytest.raises(SystemExit) as e: train(tmp_path, 3, steps=1000, cbs=[StopOnSignal(), TermWhile(event, 6, -20)])
+    assert e.value.code == EXIT_STOPPED and len(list_checkpoints(tmp_path)) == 1
+    check_same(whole, result(train(tmp_path, 3), tmp_path))
+
+
+def test_sigterm_in_validation(whole, tmp_path):
+    class InValidation(Callback):
+        def after_pred(self):
+            if not self.training and self.epoch == 1: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(SystemExit) as e: train(tmp_path, 3, steps=1000, cbs=[StopOnSignal(), InValidation()])
+    assert e.value.code == EXIT_STOPPED and [c.stem for c in list_checkpoints(tmp_path)] == ['step-00000012']
+    check_same(whole, result(train(tmp_path, 3), tmp_path))
+
+
+def test_a_second_sigterm_ends_at_once(tmp_path):
+    class Twice(Callback):
+        def before_step(self):
+            for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as e: train(tmp_path, 3, cbs=[StopOnSignal(), Twice()])
+    assert e.value.code == EXIT_STOPPED and not list_checkpoints(tmp_path) and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_worker_killed(whole, tmp_path):
+    "The loader says so, and the run goes on from the last checkpoint"
+    class Kill(Callback):
+        def after_batch(self):
+            if self.training and self.train_iter == 8:
+                for c in multiprocessing.active_children(): os.kill(c.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match='worker'): train(tmp_path, 3, cbs=[Kill()], num_workers=1)
+    assert newest_checkpoint(tmp_path)['where']['train_iter'] >= 7
+    check_same(whole, result(train(tmp_path, 3), tmp_path))
+
+
+# -- no number -----------------------------------------------------------------------------------------------------------
+
+def test_nan_names_files_windows_and_the_last_good_checkpoint(tmp_path):
+    class Poison(Callback):
+        "One window of the scene is infinite, as after a division by an empty mask"
+        order = -50
+        def before_batch(self):
+            if self.training and self.train_iter == 7: self.xb[0]['ms'][2] = float('inf'); self.learn.hit = self.xb[0]['index'].tolist()
+    learn = learner(CheckpointCallback(tmp_path, steps=2), StopOnNaN(every=50), Poison())
+    with pytest.raises(NotFiniteError) as e, learn.no_logging(): learn.fit(3)
+    said, windows = str(e.value), learn.dls.train_ds.windows
+    assert 'loss is nan at step 8 (' in said and 'expansion' in said
+    for i in learn.hit:
+        s, (y, x, *_) = windows[i]
+        assert f'{windows.scenes[s]} row {y} column {x}' in said
+    assert f'The last good checkpoint is {tmp_path/"step-00000006.ckpt"}' in said and 'lower learning rate' in said
+    assert [c.stem for c in list_checkpoints(tmp_path)] == ['step-00000004', 'step-00000006']
+    assert all(v.isfinite().all() for v in newest_checkpoint(tmp_path)['model'].values() if v.is_floating_point())
