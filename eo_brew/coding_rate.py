@@ -39,9 +39,14 @@ def sum_processes(
     t:Tensor, # any tensor of the same shape in every process
 )->Tensor: # its sum over the processes; `t` itself where there is one
     "Differentiable sum of `t` over all processes"
-    if n_processes() == 1: return t
-    from torch.distributed.nn.functional import all_reduce
-    return all_reduce(t)
+    return t if n_processes() == 1 else _Sum.apply(t)
+
+class _Sum(torch.autograd.Function):
+    "The gradient of a sum over processes is the sum of their gradients"
+    @staticmethod
+    def forward(ctx, t): total = t.clone(memory_format=torch.contiguous_format); dist.all_reduce(total); return total
+    @staticmethod
+    def backward(ctx, grad): return sum_processes(grad)
 
 # %% ../nbs/08_coding_rate.ipynb #24bf7c0a
 def cross_view_cosine(

@@ -1,5 +1,5 @@
 """Two processes (gloo) against one: gradients, whole runs, shares, checkpoints."""
-import multiprocessing, os, subprocess, sys
+import subprocess, sys
 from functools import partial
 from pathlib import Path
 
@@ -23,28 +23,9 @@ from eo_brew.losses import hsic, info_nce
 from eo_brew.monitors import CollapseMonitor
 from eo_brew.rasters import sample_scene
 from eo_brew.views import MultiCrop
+from processes import on_two
 
-PROCESSES = multiprocessing.get_context('fork')
 TINY = dict(img_size=16, patch_size=8, embed_dim=12, depth=2, num_heads=1)
-
-
-def process(f, folder, rank, world, args):
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/group', rank=rank, world_size=world)
-    torch.save(f(*args), folder/f'{f.__name__}{rank}.pt')
-    dist.destroy_process_group()
-
-
-def on_two(f, folder, *args):
-    "What `f(*args)` returns in each of two processes"
-    folder.mkdir(exist_ok=True)
-    ps = [PROCESSES.Process(target=process, args=(f, folder, r, 2, args)) for r in range(2)]
-    for p in ps: p.start()
-    for p in ps: p.join()
-    assert [p.exitcode for p in ps] == [0, 0]
-    (folder/'group').unlink(missing_ok=True)
-    return [torch.load(folder/f'{f.__name__}{r}.pt', weights_only=False) for r in range(2)]
 
 
 def mine(t, dim=0): # this process's half of a batch
@@ -218,6 +199,8 @@ import torch
 torch.set_num_threads(1)
 res = run({str(tmp_path/'run')!r}, 4)
 torch.save(res, {str(tmp_path)!r} + f'/res{{rank_distrib()}}.pt')
+import os, torch.distributed as dist
+dist.barrier(); os._exit(0)                          # see processes.py
 ''')
     subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(tmp_path/'train.py')], check=True, timeout=900)
     one = run(tmp_path/'one', 8)
