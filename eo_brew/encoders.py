@@ -139,15 +139,17 @@ def _embed(self:Encoder, x, modality):
 def visible_index(
     mask:Tensor, # (B,N) bool, True = hidden, the same number in every row
     n:int, # tokens of the grid
+    visible:int=None, # how many tokens every row leaves visible, V, where that is known; None: the mask is counted, which waits for the device
 ) -> Tensor: # (B,V) positions of the visible tokens, ascending
     "Where a mask leaves tokens visible."
     if mask.dtype != torch.bool or mask.ndim != 2 or mask.shape[1] != n:
         raise ValueError(f'mask has shape {tuple(mask.shape)} and type {mask.dtype}, wanted (B,{n}) bool, True = hidden')
-    counts = (~mask).sum(1)
-    v = int(counts[0])
-    if not v or bool((counts != v).any()):
-        raise ValueError(f'mask leaves {counts.min().item()} to {counts.max().item()} tokens visible: wanted one number, at least 1, in every row')
-    return (~mask).nonzero()[:, 1].view(-1, v)
+    return mask.int().argsort(dim=1, stable=True)[:, :_count(mask) if visible is None else visible]
+
+def _count(mask):
+    least, most = torch.stack([(~mask).sum(1).min(), (~mask).sum(1).max()]).tolist()
+    if 0 < least == most: return least
+    raise ValueError(f'mask leaves {least} to {most} tokens visible: wanted one number, at least 1, in every row')
 
 def _take(x, rope, index, prefix, mixed):
     "Prefix tokens and the tokens at `index`, and their rotary embeddings."
@@ -167,13 +169,13 @@ def final_norm(
     return trunk.fc_norm if isinstance(norm, nn.Identity) and hasattr(trunk, 'fc_norm') else norm
 
 # %% ../nbs/06_encoders.ipynb #ebf6a284
-def _vit(self:Encoder, x, classes, mask, layers, norm_layers):
+def _vit(self:Encoder, x, classes, mask, visible, layers, norm_layers):
     "Embedded patches (B,h,w,D) through a ViT."
     t, grid, mixed = self.trunk, tuple(x.shape[1:3]), getattr(self.trunk, 'rope_mixed', False)
     x = t._pos_embed(x)
     x, rope = x if isinstance(x, tuple) else (x, None)
     if classes is not None and self.has_cls: x = torch.cat([x[:, :1] + classes[:, None], x[:, 1:]], 1)
-    if mask is not None: x, rope = _take(x, rope, visible_index(mask, grid[0]*grid[1]), t.num_prefix_tokens, mixed)
+    if mask is not None: x, rope = _take(x, rope, visible_index(mask, grid[0]*grid[1], visible), t.num_prefix_tokens, mixed)
     x, norm, kept, n = t.norm_pre(x), final_norm(t), {}, t.num_prefix_tokens
     for i, block in enumerate(t.blocks):
         kw = {} if rope is None else {'rope': rope[i] if mixed else rope}
@@ -197,14 +199,14 @@ def _swin(self:Encoder, x, mask, layers, norm_layers):
     return out
 
 # %% ../nbs/06_encoders.ipynb #61ee42eb
-def _forward(self:Encoder, parts, masks, layers, norm):
+def _forward(self:Encoder, parts, masks, visible, layers, norm):
     "Embedded patches of modalities {name: (B,h,w,D)} of one grid in one pass -> `Tokens` of all rows."
     x = torch.cat(list(parts.values())) if len(parts) > 1 else next(iter(parts.values()))
     mask = None if masks is None else torch.cat([masks[m] for m in parts])
     if not self.is_vit: return _swin(self, x, mask, layers, norm)
     classes = None
     if self.modality_embed: classes = torch.cat([self.modality_embed[m][0].expand(len(p), -1) for m, p in parts.items()])
-    return _vit(self, x, classes, mask, layers, norm)
+    return _vit(self, x, classes, mask, visible, layers, norm)
 
 def forward(self:Encoder,
     x:Tensor, # (B,C,H,W) physical values
@@ -212,24 +214,26 @@ def forward(self:Encoder,
     mask:Tensor=None, # (B,N) bool, True = hidden; ViT only
     layers:tuple=None, # blocks or stages wanted besides the last
     norm:bool=True, # final norm on `layers` where it fits; False: as the blocks give them
+    visible:int=None, # tokens that every row of `mask` leaves visible, where that is known: then nothing waits for the device
 ) -> Tokens:
     "Encode one modality."
-    return _forward(self, {modality: _embed(self, x, modality)}, None if mask is None else {modality: mask}, self._layers(layers), norm)
+    return _forward(self, {modality: _embed(self, x, modality)}, None if mask is None else {modality: mask}, visible, self._layers(layers), norm)
 
 def together(self:Encoder,
     batch:dict, # modality -> (B,C,H,W) physical values
     layers:tuple=None, # blocks or stages wanted besides the last
     masks:dict=None, # modality -> (B,N) bool, True = hidden; for every modality of `batch` or none
     norm:bool=True, # final norm on `layers` where it fits
+    visible:int=None, # tokens that every row of every mask leaves visible, where that is known: then nothing waits for the device
 ) -> dict: # modality -> `Tokens`
     "Encode modalities in as few passes as their sizes allow."
     if masks and masks.keys() != batch.keys(): raise ValueError(f'masks for {list(masks)}, batch of {list(batch)}: give one for every modality')
     groups, res, layers = {}, {}, self._layers(layers)
     for m, x in batch.items():
         e = _embed(self, x, m)
-        groups.setdefault((e.shape[1:3], int((~masks[m][0]).sum()) if masks else 0), {})[m] = e
+        groups.setdefault((e.shape[1:3], int((~masks[m][0]).sum()) if masks and visible is None else 0), {})[m] = e
     for parts in groups.values():
-        out, start = _forward(self, parts, masks or None, layers, norm), 0
+        out, start = _forward(self, parts, masks or None, visible, layers, norm), 0
         for m, e in parts.items(): res[m], start = out.rows(slice(start, start+len(e))), start+len(e)
     return {m: res[m] for m in batch}
 

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .callbacks import unwrap
-from .masking import block_mask, complement_share, cross_modal_masks, grey_levels, info_mask, info_scores, patch_valid, random_mask
+from .masking import block_mask, complement_share, cross_modal_masks, grey_levels, info_mask, info_scores, n_hidden, patch_valid, random_mask
 from .targets import VFMTargets, ViewsCallback
 
 # %% ../nbs/13b_masked.ipynb #d65620b3
@@ -33,7 +33,7 @@ class MaskCallback(Callback):
         seed:int=0, # of the masks in validation
     ):
         if masking not in MASKINGS: raise ValueError(f'masking={masking!r}: wanted one of {MASKINGS}')
-        self.modalities, self.masking, self.ratio, self.q, self.seed, self.looked = tuple(modalities), masking, ratio, q, seed, False
+        self.modalities, self.masking, self.ratio, self.q, self.seed, self.spans = tuple(modalities), masking, ratio, q, seed, {}
 
     def before_batch(self):
         views = self.xb[0] if isinstance(self.xb[0], list) else [self.xb[0]]
@@ -48,11 +48,12 @@ class MaskCallback(Callback):
         if missing: raise ValueError(f'the batch has {[k for k in view if k in enc.modalities]} and no {missing}: load them (`others`, or modalities=...) or train without them')
         images = {m: view[m] for m in self.modalities}
         grid = patch_grid(images, enc.patch_size)
-        if not self.looked: self.looked = True; _check_heights(images, view, enc)
+        self._heights({m: x for m, x in images.items() if enc.sensors[m] is not None and enc.sensors[m].center == 'median'}, view)
         seen = {m: _seen(view, m, enc.patch_size) for m in images}
         masks = self._masks({m: enc.normalize[m](x.float()) for m, x in images.items()}, grid, enc.patch_size, seen, generator)
         if q and len(masks) > 1: masks = cross_modal_masks(masks, q, generator, seen)
-        return {f'{m}_mask': x for m, x in masks.items()} | {f'{m}_seen': x for m, x in seen.items()}
+        visible = grid[0]*grid[1] - n_hidden(grid[0]*grid[1], self.ratio)
+        return {f'{m}_mask': x for m, x in masks.items()} | {f'{m}_seen': x for m, x in seen.items()} | {'visible': visible}
 
 # %% ../nbs/13b_masked.ipynb #de1f1199
 @patch
@@ -69,6 +70,8 @@ def patch_grid(
     patch:int, # px
 ) -> tuple: # (h,w); a ValueError where modalities differ
     "The patch grid that all modalities share."
+    odd = {m: tuple(x.shape[2:]) for m, x in images.items() if x.shape[2] % patch or x.shape[3] % patch}
+    if odd: raise ValueError(f'modalities of {odd} px do not divide into patches of {patch} px: choose a size that is a multiple of {patch}')
     grids = {m: (x.shape[2]//patch, x.shape[3]//patch) for m, x in images.items()}
     if len(set(grids.values())) == 1: return next(iter(grids.values()))
     raise ValueError(f'modalities have patch grids {grids}: they are masked and fused place by place. Read them at one size, or let '
@@ -79,16 +82,25 @@ def _seen(view, m, patch):
     b, _, h, w = view[m].shape
     return torch.ones(b, (h//patch)*(w//patch), dtype=torch.bool, device=view[m].device)
 
-def _check_heights(images, view, enc, lowest=-500., highest=9000.):
-    "Warn of heights that are not metres of ground."
+# %% ../nbs/13b_masked.ipynb #de1f11aa
+@patch
+def _heights(self:MaskCallback, images, view):
+    "Keep the range of valid heights, on the device; look at the first batch at once, at the rest when the epoch ends."
     for m, x in images.items():
-        if enc.sensors[m] is None or enc.sensors[m].center != 'median': continue
-        ok = view[f'{m}_valid'].expand_as(x) if f'{m}_valid' in view else torch.ones_like(x).bool()
-        if not ok.any(): continue
-        lo, hi = x[ok].min().item(), x[ok].max().item()
-        if lo < lowest or hi > highest:
-            warnings.warn(f'{m}: valid heights span {lo:.6g} to {hi:.6g}, which no ground has in metres. Voids need a nodata value (nodata={lo:.6g}?); '
-                          'feet are multiplied by .3048 (gain=.3048)')
+        void = ~view[f'{m}_valid'] if f'{m}_valid' in view else torch.zeros_like(x, dtype=torch.bool)
+        span, new = torch.stack([x.masked_fill(void, torch.inf).min(), -x.masked_fill(void, -torch.inf).max()]), m not in self.spans
+        self.spans[m] = span if new else torch.minimum(self.spans[m], span)
+        if new: _tell(self.spans)
+
+@patch
+def after_train(self:MaskCallback): _tell(self.spans)
+
+def _tell(spans, lowest=-500., highest=9000.):
+    "Warn of heights that are not metres of ground."
+    for m, (lo, hi) in ((m, s.tolist()) for m, s in spans.items()):
+        if lo >= lowest and -hi <= highest or lo > -hi: continue       # the last: nothing valid so far
+        warnings.warn(f'{m}: valid heights span {lo:.6g} to {-hi:.6g}, which no ground has in metres. Voids need a nodata value (nodata={lo:.6g}?); '
+                      'feet are multiplied by .3048 (gain=.3048)')
 
 # %% ../nbs/13b_masked.ipynb #07dd4b96
 class TeacherTokens(Callback):

@@ -60,11 +60,11 @@ class MSSDFModel(nn.Module):
     def encoder(self): return self.student
 
     def forward(self,
-        views:list, # dicts with `NAME`, `NAME_mask`, `NAME_seen`
+        views:list, # dicts with `NAME`, `NAME_mask`, `NAME_seen`, and `visible` where it is known
         whole:dict=None, # modality -> (B,N,D) the teacher's tokens; None: no `between`
     ) -> dict: # what the table says
         masks, valid = ({m: joined(views, f'{m}_{k}') for m in self.modalities} for k in ('mask', 'seen'))
-        tokens = self.encoder.together({m: joined(views, m) for m in self.modalities}, masks=masks)
+        tokens = self.encoder.together({m: joined(views, m) for m in self.modalities}, masks=masks, visible=views[0].get('visible'))
         features = self.decoder(fused := self.fusion(tokens, masks, valid))
         out = {'tokens': {m: self.decoder.predict(f) for m, f in features.items()}, 'modality': [self.classify(t.cls) for t in tokens.values()],
                'cls': torch.stack([t.cls for t in tokens.values()])}

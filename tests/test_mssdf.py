@@ -7,6 +7,7 @@ from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.torch_core import set_seed
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eo_brew.callbacks import StepLog
 from eo_brew.checkpoints import CheckpointCallback
@@ -201,6 +202,30 @@ def test_nodata_never_counts(olinda):
     for k in a: torch.testing.assert_close(crit.parts[k], a[k], rtol=1e-5, atol=1e-6)
 
 
+class NoWait(TorchDispatchMode):
+    "Refuse what makes a host wait for a GPU: values, and shapes that depend on values."
+    names = ('_local_scalar_dense', 'nonzero', 'is_nonzero', 'equal', 'masked_select', '_unique2')
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.split('::')[1]
+        index = args[1] if name in ('index', 'index_put', 'index_put_') else ()
+        if name in self.names or any(i is not None and i.dtype == torch.bool for i in index): raise AssertionError(f'{name} waits for the device')
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('masking', ['info', 'random', 'block'])
+def test_a_step_waits_for_the_device_nowhere(olinda, masking):
+    learn = learner(olinda, masking=masking, max_tokens=16)
+    batch, model, crit = learn.dls.one_batch()[0], learn.model, learn.loss_func
+    learn.mask.draw(batch, 0.)                                         # the heights of the first batch are looked at
+    with NoWait():
+        view = {**batch, **learn.mask.draw(batch, .5)}
+        with torch.no_grad(): whole = {m: t.patches for m, t in model.teacher.together({m: batch[m] for m in model.modalities}).items()}
+        crit(model([view], whole), dict(tokens=whole, **{k: {m: view[f'{m}_{w}'] for m in whole} for k, w in (('masks', 'mask'), ('valid', 'seen'))})).backward()
+        model.teacher.update(model.student, .996)
+    view.pop('visible')
+    with NoWait(), pytest.raises(AssertionError, match='waits for the device'): model([view])      # masks have to be counted
+
+
 def test_flat_images_give_no_nan(olinda):
     flat = lambda i, batch: ({k: torch.full_like(v, 50.) if v.ndim == 3 and v.is_floating_point() else v for k, v in batch.items()},)
     assert all(float(x) == float(x) for x in fit(learner(olinda, loaders(Each(olinda, flat)))).recorder.losses)
@@ -229,6 +254,12 @@ def test_heights_are_relative_to_the_patch(olinda):
 def test_heights_that_no_ground_has_are_told(olinda, change, words):
     learn = learner(olinda, loaders(Each(olinda, lambda i, b: ({**b, 'dem': change(b['dem'])},))))
     with pytest.warns(UserWarning, match=words): fit(learn)
+
+
+def test_voids_in_a_later_batch_are_told(olinda):
+    late = lambda i, b: ({**b, 'dem': torch.where(b['dem'] < 5, -9999., b['dem']) if i >= 16 else b['dem']},)
+    dls = DataLoaders(*[EODataLoader(Each(olinda, late), bs=8, device='cpu') for _ in range(2)], device='cpu'); dls.sensors = olinda.sensors
+    with pytest.warns(UserWarning, match='nodata=-9999'): fit(learner(olinda, dls))
 
 
 def test_ordinary_heights_are_not_told(olinda):
