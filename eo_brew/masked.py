@@ -99,8 +99,8 @@ def _tell(spans, lowest=-500., highest=9000.):
     "Warn of heights that are not metres of ground."
     for m, (lo, hi) in ((m, s.tolist()) for m, s in spans.items()):
         if lo >= lowest and -hi <= highest or lo > -hi: continue       # the last: nothing valid so far
-        warnings.warn(f'{m}: valid heights span {lo:.6g} to {-hi:.6g}, which no ground has in metres. Voids need a nodata value (nodata={lo:.6g}?); '
-                      'feet are multiplied by .3048 (gain=.3048)')
+        remedy = f'Voids need a nodata value (nodata={lo:.6g}?)' if lo < lowest else f'Feet are multiplied by .3048 (gain=.3048); voids need a nodata value (nodata={-hi:.6g}?)'
+        warnings.warn(f'{m}: valid heights span {lo:.6g} to {-hi:.6g}, which no ground has in metres. {remedy}')
 
 # %% ../nbs/13b_masked.ipynb #07dd4b96
 class TeacherTokens(Callback):

@@ -13,14 +13,16 @@ from eo_brew.callbacks import StepLog
 from eo_brew.checkpoints import CheckpointCallback
 from eo_brew.encoders import create_encoder
 from eo_brew.loader import EODataLoader
+from eo_brew.masking import random_mask
 from eo_brew.modalities import Modality
 from eo_brew.masked import MaskCallback
-from eo_brew.mssdf import WEIGHTS, MSSDFLoss, mssdf_learner
+from eo_brew.mssdf import WEIGHTS, MSSDFLoss, MSSDFModel, mssdf_learner
 from eo_brew.patches import PatchDataset
 from eo_brew.rasters import open_scene, sample_scene
 from eo_brew.views import MultiCrop
 from eo_brew.weights import load_encoder, save_encoder
 from eo_brew.windows import window_index
+from test_encoders import ARCHS
 
 TINY = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, decoder_depths=(1, 1))
 
@@ -250,7 +252,7 @@ def test_heights_are_relative_to_the_patch(olinda):
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize('change,words', [(lambda x: x*3.28 + 9500, 'span 9'), (lambda x: torch.where(x < 5, -9999., x), 'nodata=-9999')])
+@pytest.mark.parametrize('change,words', [(lambda x: x*3.28 + 9500, 'span 9.*gain=.3048'), (lambda x: torch.where(x < 5, -9999., x), 'nodata=-9999')])
 def test_heights_that_no_ground_has_are_told(olinda, change, words):
     learn = learner(olinda, loaders(Each(olinda, lambda i, b: ({**b, 'dem': change(b['dem'])},))))
     with pytest.warns(UserWarning, match=words): fit(learn)
@@ -333,6 +335,20 @@ def test_the_encoder_is_saved_and_comes_back(olinda, tmp_path):
     (dict(weights={'reconstruction': 1}), 'the objectives are'), (dict(q=(.7, .1)), 'first=0.7')])
 def test_bad_arguments_are_named(olinda, kwargs, match):
     with pytest.raises(ValueError, match=match): fit(learner(olinda, **kwargs))
+
+
+@pytest.mark.parametrize('arch', [a for a in ARCHS if 'swin' not in a])
+def test_any_vit_will_do(arch):
+    "With register tokens, rotary positions, no CLS; on a grid that it was not made for"
+    enc = create_encoder(arch, {'ms': 5, 'rgb': 3}, modality_embed=True, **ARCHS[arch] | dict(img_size=96, patch_size=16, embed_dim=32))
+    model, batch = MSSDFModel(enc, fusion_depth=1, depth=1), {m: torch.randn(2, n, 96, 64) for m, n in enc.modalities.items()}
+    masks = {m: random_mask(2, 24, .75, torch.Generator().manual_seed(i)) for i, m in enumerate(batch)}
+    seen = {m: torch.ones_like(x) for m, x in masks.items()}
+    def said(batch):
+        with torch.no_grad(): return model.eval()([{**batch, **{f'{m}_{k}': v[m] for k, v in (('mask', masks), ('seen', seen)) for m in v}}])['tokens']
+    hidden = masks['ms'].view(2, 1, 6, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
+    a, b, c = (said({**batch, 'ms': x}) for x in (batch['ms'], batch['ms'].masked_fill(hidden, 9.), batch['ms'].masked_fill(~hidden, 9.)))
+    for m in a: torch.testing.assert_close(a[m], b[m]); assert (a[m] - c[m]).abs().max() > 1e-3     # what is hidden is not seen, what is visible is
 
 
 def test_a_swin_is_refused(olinda):
