@@ -10,6 +10,7 @@ __all__ = ['COMMANDS', 'main', 'run_demo', 'add_demo', 'run_pretrain', 'add_pret
 import argparse
 import difflib
 import sys
+import warnings
 from pathlib import Path
 
 import eo_brew
@@ -29,6 +30,7 @@ def main(
     if not argv: parser.print_help(); return 2
     if not argv[0].startswith('-') and argv[0] not in COMMANDS: return _complain(_unknown(argv[0]))
     args = parser.parse_args(argv)
+    warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning)       # fastai's and timm's business, not the user's
     try: args.run(args)
     except (ValueError, OSError) as e: return _complain(e)
     except KeyboardInterrupt: return _complain('stopped', 130)
@@ -41,6 +43,17 @@ def _complain(what, code=2):
 def _unknown(name):
     near = difflib.get_close_matches(name, COMMANDS, 1, .5)
     return f'{name!r} is no command.' + (f' Did you mean {near[0]!r}?' if near else '') + f" There are {', '.join(COMMANDS)}; see eo_brew --help"
+
+# %% ../nbs/20_cli.ipynb #db23034a
+def _scene_args(p):
+    "Arguments of every command that opens a scene."
+    p.add_argument('--offset', type=float, help='DN to add to every value (default: as the product says)')
+    p.add_argument('--gain', type=float, help='multiplied after the offset (reflectance 0..1 to DN: 10000)')
+    p.add_argument('--nodata', type=float, help='number that means nothing (default: as the file says)')
+    p.add_argument('--crs', help='in the place of a wrong or missing CRS, e.g. EPSG:32633')
+
+def _scene_options(args): return {k: v for k in ('offset', 'gain', 'nodata', 'crs') if (v := getattr(args, k)) is not None}
+
 
 # %% ../nbs/20_cli.ipynb #988f5bde
 def run_demo(
@@ -78,7 +91,8 @@ def run_pretrain(
     "`eo_brew pretrain`"
     from eo_brew.pretraining import pretrain
     done = pretrain(args.scenes, args.out, args.sensor, args.bands, args.method, args.dsm, args.arch, args.vfm, args.vfm_checkpoint,
-                    args.epochs, args.size, args.bs, args.seed, args.resume, args.dry_run)
+                    args.epochs, args.size, args.bs, args.seed, args.resume, args.dry_run,
+                    dict(num_workers=args.workers, on_error=args.on_error, **_scene_options(args)))
     print(done if args.dry_run else f"\n{done}\nload it: from eo_brew.weights import load_encoder; encoder = load_encoder('{done}')")
 
 def add_pretrain(
@@ -98,23 +112,17 @@ def add_pretrain(
     p.add_argument('--epochs', type=int, default=100, help='default: %(default)s')
     p.add_argument('--size', type=int, default=256, help='pixels of a patch (default: %(default)s)')
     p.add_argument('--bs', type=int, default=64, help='patches a batch (default: %(default)s)')
+    p.add_argument('--workers', type=int, default=0, help='processes that read scenes; 0: read between the steps (default: %(default)s)')
+    p.add_argument('--on-error', default='raise', choices=['raise', 'skip'], help='a file that cannot be read: stop, or skip it and report (default: %(default)s)')
     p.add_argument('--seed', type=int, default=0, help='of everything random (default: %(default)s)')
     p.add_argument('--resume', action='store_true', help='go on with the run in --out')
     p.add_argument('--dry-run', action='store_true', help='measure a few steps: images/s, memory, largest batch, time of all epochs; writes nothing')
+    _scene_args(p)
     p.set_defaults(run=run_pretrain)
 
 COMMANDS['pretrain'] = add_pretrain
 
 # %% ../nbs/20_cli.ipynb #646c9206
-def _scene_args(p):
-    "Arguments of every command that opens a scene."
-    p.add_argument('--offset', type=float, help='DN to add to every value (default: as the product says)')
-    p.add_argument('--gain', type=float, help='multiplied after the offset (reflectance 0..1 to DN: 10000)')
-    p.add_argument('--nodata', type=float, help='number that means nothing (default: as the file says)')
-    p.add_argument('--crs', help='in the place of a wrong or missing CRS, e.g. EPSG:32633')
-
-def _scene_options(args): return {k: v for k in ('offset', 'gain', 'nodata', 'crs') if (v := getattr(args, k)) is not None}
-
 def run_info(
     args, # parsed arguments
 ):

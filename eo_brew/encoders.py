@@ -10,9 +10,11 @@ __all__ = ['Tokens', 'PatchGrid', 'patch_embedding', 'Encoder', 'visible_index',
 from copy import deepcopy
 from dataclasses import dataclass
 
+import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
+from timm.models import is_model_in_modules
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -20,7 +22,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .backbones import create_backbone, inflate_kernel, pad_windows_first
+from .backbones import check_arch, create_backbone, inflate_kernel, pad_windows_first
 from .sensors import Sensor, SensorNormalize, check_name, get_sensor, nearest
 
 # %% ../nbs/06_encoders.ipynb #99bf6992
@@ -247,6 +249,11 @@ def _sensor(spec):
     if isinstance(spec, (str, Sensor, dict)): return get_sensor(spec)
     raise ValueError(f"modalities: {spec!r} is neither a sensor, its name nor a number of bands; e.g. {{'ms': 'sentinel2_l1c', 'rgb': 'rgb'}}")
 
+#: timm's modules with ViT, DeiT, DINOv2, DINOv3 and Swin
+_FAMILIES = ('vision_transformer', 'deit', 'eva', 'swin_transformer', 'swin_transformer_v2')
+
+def _no_encoder(arch, what): return ValueError(f'arch={arch!r} is {what}; encoders are ViT, DINOv2/v3 or Swin, e.g. vit_small_patch16_224')
+
 def create_encoder(
     arch:str, # timm ViT or Swin
     modalities:dict, # name -> Sensor, sensor name, or number of bands (then values are not normalised)
@@ -262,12 +269,13 @@ def create_encoder(
     "An encoder for `modalities` with a timm trunk."
     if not isinstance(modalities, dict) or not modalities: raise ValueError(f"modalities={modalities!r}: wanted a dict like {{'ms': 'sentinel2_l1c'}}")
     if 'patch_drop_rate' in timm_kwargs: raise ValueError('patch_drop_rate: encoders leave tokens out by mask=..., not at random')
-    sensors = {m: _sensor(s) for m, s in modalities.items()}
+    sensors, family = {m: _sensor(s) for m, s in modalities.items()}, check_arch(arch).split('.')[0]
+    if timm.is_model(family) and not is_model_in_modules(family, _FAMILIES): raise _no_encoder(arch, 'of another family')
     check_name(windows, ('timm', 'torchvision'), 'windows')
     size = dict(img_size=img_size, patch_size=patch_size) | ({'strict_img_size': False} if 'swin' in arch else {'dynamic_img_size': True}) | ({'always_partition': True} if windows == 'torchvision' else {})
     trunk = create_backbone(arch, pretrained, checkpoint, drop_path_rate=drop_path, **{k: v for k, v in size.items() if v is not None}, **timm_kwargs)
     if not isinstance(trunk, (VisionTransformer, Eva, SwinTransformer, SwinTransformerV2)) or type(trunk.patch_embed) is not PatchEmbed:
-        raise ValueError(f'arch={arch!r} is a {type(trunk).__name__}; encoders are ViT, DINOv2/v3 or Swin, e.g. vit_small_patch16_224')
+        raise _no_encoder(arch, f'a {type(trunk).__name__}')
     if getattr(trunk, 'attn_pool', None) is not None: trunk.reset_classifier(0, 'avg')
     if windows == 'torchvision': pad_windows_first(trunk)
     trunk.head = nn.Identity()                                                       # pooling is up to `Tokens`

@@ -173,8 +173,9 @@ def demo(
 ) -> DemoResult: # and in `out`: encoder.safetensors, log.csv, tokens.png, report.json
     "Train on the embedded scene; look at and probe the encoder before and after."
     make, usual = DEMOS[check_name(method, DEMOS, 'method')]
-    out, start, steps = new_folder(out), time.time(), usual if steps is None else steps
+    steps = usual if steps is None else steps
     if steps < 1: raise ValueError(f'steps is {steps}: at least one step is needed')
+    out, start = new_folder(out), time.time()
     learn = make(seed)
     scene, labels = open_raster(sample_scene(), sensor='sentinel2_l1c', bands=S2_GROUND_BANDS), sample_labels()
     encoder, layers, size = learn.model.encoder, distill_layers(learn.model.encoder), learn.dls.train_ds.windows.size
