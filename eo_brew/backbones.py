@@ -105,14 +105,14 @@ def check_fit(
     model:nn.Module, # that is to receive
     weights:dict, # name -> tensor
     source:str='weights', # for the message
+    remedy:str='Is it the file of another model?', # for the message
 ):
     "ValueError that lists missing and surplus names and wrong shapes; nothing when `weights` fit."
-    want, few = model.state_dict(), lambda names: f"{len(names)} ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})"
+    want, few = model.state_dict(), lambda names: f"{len(names)} ({', '.join(names[:30])}{', ...' if len(names) > 30 else ''})"
     missing, surplus = sorted(want.keys() - weights.keys()), sorted(weights.keys() - want.keys())
     shapes = [f'{k} {tuple(weights[k].shape)} for {tuple(v.shape)}' for k, v in want.items() if k in weights and weights[k].shape != v.shape]
     faults = [f'{what}: {few(l)}' for what, l in (('missing', missing), ('unexpected', surplus), ('wrong shape', shapes)) if l]
-    if faults: raise ValueError(f"{source} does not fit {type(model).__name__}: {'; '.join(faults)}. Nothing was loaded. "
-                                'Check arch and its arguments; name what may be left aside with drop=(...)')
+    if faults: raise ValueError(f"{source} does not fit {type(model).__name__}: {'; '.join(faults)}. Nothing was loaded. {remedy}")
 
 def load_weights(
     model:nn.Module, # timm model
@@ -128,7 +128,7 @@ def load_weights(
         except Exception as e: raise ValueError(f'{source} does not fit {type(model).__name__}: {e}. Nothing was loaded') from e
     own = model.state_dict()
     weights = {k: v for k, v in weights.items() if k in own or not k.startswith(_HEADS)}
-    check_fit(model, weights, source)
+    check_fit(model, weights, source, 'Check arch and its arguments; name what may be left aside with drop=(...)')
     model.load_state_dict(weights)
     return model
 

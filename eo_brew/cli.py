@@ -201,7 +201,7 @@ def add_predict(
     p.add_argument('--modality', help='which embedding of the encoder (default: its first)')
     p.add_argument('--layers', type=int, nargs='+', help='layers to join (default: the last; with --labels two of them)')
     p.add_argument('--pca', type=int, default=3, help='principal components of the tokens; 0: all channels (default: %(default)s)')
-    p.add_argument('--dtype', default='int16', help='float32, int16 or int8 with scale, float16 for .zarr (default: %(default)s)')
+    p.add_argument('--dtype', default='int16', help='float32, float16, int16 or int8 with scale (default: %(default)s)')
     p.add_argument('--size', type=int, help='pixels of a window (default: what the encoder was trained on)')
     p.add_argument('--overlap', type=int, help='pixels that windows share (default: a quarter of the window)')
     p.add_argument('--bs', type=int, default=8, help='windows at a time (default: %(default)s)')

@@ -140,18 +140,18 @@ def write_cog(
     blocks:Iterable, # of (y, x, array (C,h,w)), cells; each once
 ) -> Path:
     "Write blocks as a tiled, compressed COG; it appears when it is whole."
-    path, dtype = Path(path), spec.packing.dtype
-    if dtype == 'float16': raise ValueError("dtype='float16': GeoTIFF as read by this GDAL has no half floats; take int16 (with scale) or float32, or write a .zarr")
+    path, dtype, half = Path(path), spec.packing.dtype, {}
+    if dtype == 'float16': dtype, half = 'float32', dict(nbits=16)                    # how GeoTIFF stores half floats; read as float32
     _clear_dead(path)
     plain, aside = (path.with_name(f'.{path.name}.{os.getpid()}.{e}') for e in ('plain.tif', 'part.tif'))
     profile = dict(driver='GTiff', dtype=dtype, count=spec.count, height=spec.shape[0], width=spec.shape[1], crs=rasterio.CRS.from_wkt(spec.crs) if spec.crs else None,
-                   transform=spec.transform, nodata=spec.packing.nodata, tiled=True, blockxsize=256, blockysize=256, compress='lzw', bigtiff='IF_SAFER')
+                   transform=spec.transform, nodata=spec.packing.nodata, tiled=True, blockxsize=256, blockysize=256, compress='lzw', bigtiff='IF_SAFER', **half)
     try:
         with rasterio.Env(GDAL_CACHEMAX=128 << 20):                                  # bytes
             with rasterio.open(plain, 'w', **profile) as dst:
                 _describe(dst, spec)
-                for y, x, a in blocks: dst.write(a, window=Window(x, y, a.shape[2], a.shape[1]))
-            rasterio.shutil.copy(plain, aside, driver='COG', compress='deflate', blocksize=512, bigtiff='IF_SAFER', predictor='NO' if dtype == 'uint8' else 'YES',
+                for y, x, a in blocks: dst.write(a.astype(dtype, copy=False), window=Window(x, y, a.shape[2], a.shape[1]))
+            rasterio.shutil.copy(plain, aside, driver='COG', compress='deflate', blocksize=512, bigtiff='IF_SAFER', predictor='NO' if dtype == 'uint8' else 'YES', **half,
                                  overview_resampling='nearest' if spec.packing.kind == 'classes' else 'average')
         _check_end(aside)
         os.replace(aside, path)

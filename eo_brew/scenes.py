@@ -6,7 +6,7 @@
 __all__ = ['block_grid', 'open_for', 'weights_digest', 'sample_cells', 'Job', 'run_on_cluster', 'predict_raster']
 
 # %% ../nbs/19_scenes.ipynb #716b7911
-import errno, hashlib, json, os, shutil
+import hashlib, json, os, shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .encoders import Encoder
 from .maps import MapSpec, Packing, check_packing, fit_packing, hex_rgba, write_cog, write_zarr
 from .rasters import EOAccessor, Scene, open_scene
 from .sensors import get_sensor, list_sensors
-from .sweep import Sweep
+from .sweep import Sweep, model_modality
 from .weights import find_encoder
 
 # %% ../nbs/19_scenes.ipynb #056a871b
@@ -92,11 +92,10 @@ def sample_cells(
     for i in rng.permutation(total)[:8*n]:
         y, x = sweep.ys[i//len(sweep.xs)], sweep.xs[i % len(sweep.xs)]
         values, cells = sweep.read_ahead(y, x, x + sweep.n).result()
-        if cells.any(): found.append(sweep._run({k: v[None] for k, v in values.items()})[0][:, cells].T.cpu())
+        if cells.any(): z = sweep._run({k: v[None] for k, v in values.items()})[0][:, cells].T; found.append(z[torch.from_numpy(rng.permutation(len(z))[:-(-most//n)])].cpu())
         if len(found) == n: break
     if not found: raise ValueError(f'{sweep.scene.name} has no valid pixels where it was looked at: is it all nodata?')
-    z = torch.cat(found)
-    return z[torch.from_numpy(rng.permutation(len(z))[:most])]
+    return torch.cat(found)[:most]
 
 # %% ../nbs/19_scenes.ipynb #aa5e5a40
 class Job:
@@ -110,7 +109,7 @@ class Job:
         resume:bool=True, # continue what a former call has left
         seed:int=0, # of the sample for the packing
     ):
-        self.sweep, self.folder, self.blocks = sweep, Path(folder), block_grid(sweep, block)
+        self.sweep, self.folder, self.blocks = sweep, Path(folder).absolute(), block_grid(sweep, block)
         about, note = _fingerprint(sweep, block=block, pca=pca, dtype=dtype, seed=seed), self.folder/'job.json'
         if self.folder.exists() and not (resume and note.exists() and _same(json.loads(note.read_text()), about)): shutil.rmtree(self.folder)
         self.folder.mkdir(exist_ok=True)
@@ -125,8 +124,7 @@ class Job:
             os.replace(aside, self.folder/name)
         except OSError as e:
             aside.unlink(missing_ok=True)
-            hint = 'make room and call again: finished blocks are kept' if e.errno == errno.ENOSPC else 'call again to resume'
-            raise ValueError(f'{self.folder/name} could not be written: {e}; {hint}') from e
+            raise ValueError(f'{self.folder/name} could not be written: {e}. Is the disk full? Make room and call again: finished blocks are kept') from e
 
     def _pack(self, pca, dtype, seed):
         "Fit the packing on some windows spread over the scene, or read it back."
@@ -175,7 +173,7 @@ def run_on_cluster(
     except ImportError as e: raise ValueError('dask is not installed: pip install "eo_brew[dask]"') from e
     job.put('job.cloudpickle', lambda f: cloudpickle.dump(job, f))
     todo = job.missing()
-    futures = [client.submit(_run_remote, str((job.folder/'job.cloudpickle').absolute()), b, pure=False, retries=3) for b in todo]
+    futures = [client.submit(_run_remote, str(job.folder/'job.cloudpickle'), b, pure=False, retries=3) for b in todo]
     for f in _bar(as_completed(futures), progress, len(todo)): f.result()
 
 # %% ../nbs/19_scenes.ipynb #0a3ad2f1
@@ -183,9 +181,11 @@ def _modalities(model):
     try: return find_encoder(model).modalities
     except ValueError: return {}
 
-def _check_names(sweep, pca, names, colors):
-    "Names and colours, one for each class or band."
+def _check_names(sweep, model, pca, names, colors):
+    "Names and colours, one for each class or band; a Learner's data may know the names of classes."
     n, what = (sweep.channels, 'classes') if sweep.kind == 'classes' else (pca or sweep.channels, 'bands')
+    known = getattr(getattr(model, 'dls', None), 'classes', None) or ()
+    if sweep.kind == 'classes' and not names and len(known) == n: names = map(str, known)
     if sweep.kind == 'classes': names, colors = tuple(names) or tuple(f'class {i}' for i in range(n)), tuple(colors) or _colors(n)
     for key, v in ('names', names), ('colors', colors):
         if v and len(v) != n: raise ValueError(f'{key} has {len(v)} entries for {n} {what}')
@@ -212,12 +212,12 @@ def predict_raster(
     model, # encoder, task model or its Learner, `ProbeMap`, or a function of a batch dict -> (B,K,h,w)
     scene, # path, `Scene`, array of `open_raster`, or {modality: any of these} on one grid
     out:str|Path, # .tif (COG) or .zarr to write
-    modality:str='ms', # of a single scene
+    modality:str=None, # of a single scene; default: told by the model
     kind:str=None, # 'classes', 'values' or 'embeddings'; default: told by the model
-    names:tuple=(), # of classes or bands
+    names:tuple=(), # of classes or bands; default: the classes of a Learner's data
     colors:tuple=(), # '#rrggbb' of each class; default matplotlib's tab20
     pca:int=None, # embeddings: principal components to keep
-    dtype:str=None, # embeddings and values: float32, float16 (Zarr), int16, int8 with scale
+    dtype:str=None, # embeddings and values: float32, float16, int16 or int8 with scale
     block:int=4096, # px of a block's side: what a stop can cost
     resume:bool=True, # continue what a stopped call has left
     overwrite:bool=False, # allow `out` to exist
@@ -231,10 +231,10 @@ def predict_raster(
     if out.suffix not in ('.tif', '.tiff', '.zarr'): raise ValueError(f'out={str(out)!r} must end in .tif (COG) or .zarr')
     if out.exists() and not overwrite: raise ValueError(f'out={str(out)!r} exists: choose another name or pass overwrite=True')
     if not out.parent.is_dir(): raise ValueError(f'out={str(out)!r}: the folder {str(out.parent)!r} does not exist, make it first')
-    if out.suffix != '.zarr' and dtype == 'float16': raise ValueError("dtype='float16' goes into a .zarr; for .tif take int16 (with scale) or float32")
+    modality = modality or model_modality(model)
     scenes = {m: open_for(s, model, m if m in _modalities(model) else modality) for m, s in (scene if isinstance(scene, dict) else {modality: scene}).items()}
     sw = Sweep(model, scenes, modality, kind, **sweep)
-    check_packing(sw.kind, sw.channels, pca, dtype); names, colors = _check_names(sw, pca, names, colors)       # before a former job is touched
+    check_packing(sw.kind, sw.channels, pca, dtype); names, colors = _check_names(sw, model, pca, names, colors)       # before a former job is touched
     job = Job(sw, out.with_name(f'.{out.name}.parts'), block, pca, dtype, resume)
     if client is not None: run_on_cluster(job, client, progress)
     else:
@@ -264,12 +264,13 @@ class _LazyMap(BackendArray):
 @patch
 def predict(self:EOAccessor,
     model, # as for `predict_raster`
-    modality:str='ms', # of this scene
+    modality:str=None, # of this scene; default: told by the model
     kind:str=None, # 'classes', 'values' or 'embeddings'
     names:tuple=(), # of classes or bands
     **sweep, # size, overlap, ...: see `Sweep`
 ) -> xr.DataArray: # (band,y,x), computed where it is looked at
     "The map that a model makes of this scene, lazily."
+    modality = modality or model_modality(model)
     s = Sweep(model, open_for(self._da, model, modality), modality, kind, **sweep)
     lazy, t = _LazyMap(s, fit_packing(s.kind)), s.scene.transform*s.scene.transform.scale(s.cell)
     coords = dict(y=t.f + t.e*(np.arange(s.shape[0]) + .5), x=t.c + t.a*(np.arange(s.shape[1]) + .5)) | ({'band': list(names)} if names and s.kind != 'classes' else {})

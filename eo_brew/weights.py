@@ -70,6 +70,8 @@ def write_aside(
     try:
         write(aside)
         with open(aside, 'rb+') as f: os.fsync(f.fileno())
+        mask = os.umask(0); os.umask(mask)
+        os.chmod(aside, 0o666 & ~mask)                       # safetensors makes files that nobody else can read
         os.replace(aside, path)
     except (OSError, SafetensorError) as e: raise ValueError(f'path={str(path)!r} could not be written: {e}. Nothing was left there; is the disk full?') from e
     finally: aside.unlink(missing_ok=True)

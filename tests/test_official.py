@@ -131,19 +131,20 @@ def test_mssdf_training_file(tmp_path, cls, scale):
     close(out.cls, t[:, 0] if cls else t.mean(1))
 
 
-@pytest.mark.parametrize('wrapped', [True, False])
-def test_mssdf_mmpretrain_file(tmp_path, wrapped):
+@pytest.mark.parametrize('wrapped,heads', [(True, HEADS), (False, None)])
+def test_mssdf_mmpretrain_file(tmp_path, wrapped, heads):
+    "Without `num_heads` heads are 64 channels wide"
     g = torch.Generator().manual_seed(0)
     sd = {'cls_token': rand(g, 1, 1, D), 'pos_embed': rand(g, 1, 17, D), 'patch_embed.projection.weight': rand(g, D, 3, 16, 16), 'patch_embed.projection.bias': rand(g, D), 'ln1.weight': rand(g, D), 'ln1.bias': rand(g, D)}
     for i in range(DEPTH): sd |= {f'layers.{i}.{k}': v for k, v in block(g, MMP).items()}
     full = {f'backbone.{k}': v for k, v in sd.items()} | {'head.layers.head.weight': rand(g, 2, D)}
     torch.save({'state_dict': full, 'meta': {'epoch': 1}} if wrapped else full, tmp_path/'c.pth')
-    enc = load_official('mssdf_vit_b', tmp_path/'c.pth', num_heads=HEADS)
+    enc = load_official('mssdf_vit_b', tmp_path/'c.pth', num_heads=heads)
     x = rand(g, 2, 3, 64, 64)
     t = torch.cat([sd['cls_token'].expand(2, -1, -1), patches(x, sd['patch_embed.projection.weight'], sd['patch_embed.projection.bias'])], 1) + sd['pos_embed']
     with torch.no_grad(): out = enc(enc.normalize['rgb'].decode(x), 'rgb', layers=(0, 1, 2), norm=False)
     for i in range(DEPTH):
-        t = transformer_block(t, read_block(sd, f'layers.{i}.', MMP))
+        t = transformer_block(t, read_block(sd, f'layers.{i}.', MMP), heads or D//64)
         close(out.layers[i].patches, t[:, 1:])
     close(out.patches, F.layer_norm(t, (D,), sd['ln1.weight'], sd['ln1.bias'], 1e-6)[:, 1:])
 

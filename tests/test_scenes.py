@@ -3,12 +3,12 @@ import multiprocessing as mp
 import os, signal, sys, threading, time
 
 import numpy as np
-import pytest, rasterio, torch
+import pytest, rasterio, torch, xarray as xr
 from affine import Affine
 from torch import nn
 
 from eo_brew.encoders import create_encoder
-from eo_brew.rasters import open_scene, read_window, sample_scene
+from eo_brew.rasters import open_raster, open_scene, read_window, sample_scene
 from eo_brew.scenes import Job, predict_raster
 from eo_brew.sensors import get_sensor
 from eo_brew.sweep import ProbeMap, Sweep
@@ -76,7 +76,7 @@ def test_there_are_no_seams(tmp_path, real):
         return max(steps[i::n][1:-1].mean() for i in range(n))/steps.mean()
     assert worst(32) < 1.15 and worst(0) > 2
 
-@pytest.mark.parametrize('kind,dtype,pca', [('classes', None, None), ('embeddings', 'int8', 3), ('embeddings', 'float32', None)])
+@pytest.mark.parametrize('kind,dtype,pca', [('classes', None, None), ('embeddings', 'int8', 3), ('embeddings', 'float16', 3), ('embeddings', 'float32', None)])
 def test_nodata_is_kept_and_the_cog_is_valid(tmp_path, kind, dtype, pca):
     scene, classes = opened(scene_file(tmp_path/'s.tif', 700, 900, hole=True)), kind == 'classes'
     f = predict_raster(conv_model() if classes else small_encoder(), scene, tmp_path/'o.tif', names=('water', 'wood', 'field') if classes else (),
@@ -138,20 +138,23 @@ def test_finished_blocks_are_not_computed_again(tmp_path):
     assert np.array_equal(resumed, read(predict_raster(model, opened(path), tmp_path/'p.tif', **kw)))
     assert kept > 0 and again < len(seen) - 100
 
-@pytest.mark.parametrize('limit,where', [(2_000, 'finished blocks are kept|call again'), (60_000, 'No file of that name was made')])
-def test_a_full_disk_leaves_nothing_that_looks_finished(tmp_path, limit, where):
+@pytest.mark.parametrize('limit,where,name', [(2_000, 'finished blocks are kept', 'o.tif'), (60_000, 'No file of that name was made', 'o.tif'), (60_000, 'No store of that name was made', 'o.zarr')])
+def test_a_full_disk_leaves_nothing_that_looks_finished(tmp_path, limit, where, name):
     "Files may not grow beyond a limit: blocks cannot be written, or they can and the map cannot"
     resource = pytest.importorskip('resource', reason='limits of Unix')
-    path, model, out = scene_file(tmp_path/'s.tif', 300, 300), conv_model(), tmp_path/'o.tif'
+    if name == 'o.zarr': pytest.importorskip('zarr')
+    path, model, out = scene_file(tmp_path/'s.tif', 300, 300), conv_model(), tmp_path/name
     kw, (soft, hard) = dict(kind='values', size=64, block=64, progress=False), resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         with pytest.raises(ValueError, match=where): predict_raster(model, opened(path), out, **kw)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not out.exists() and [p.name for p in tmp_path.iterdir() if p.name.startswith('.')] == ['.o.tif.parts']
+    assert not out.exists() and [p.name for p in tmp_path.iterdir() if p.name.startswith('.')] == [f'.{name}.parts']
     with torch.no_grad(): whole = model({'ms': torch.from_numpy(read(path).astype('f4'))[None]})[0]
-    assert np.abs(read(predict_raster(model, opened(path), out, overlap=16, margin=2, **kw)) - whole.numpy()).max() < 1e-5
+    predict_raster(model, opened(path), out, overlap=16, margin=2, **kw)
+    got = read(out) if name == 'o.tif' else xr.open_zarr(out)['map'].values
+    assert np.abs(got - whole.numpy()).max() < 1e-5
 
 @pytest.mark.parametrize('other', ['weights', 'probe', 'function'])
 def test_another_model_does_not_continue_a_job(tmp_path, other):
@@ -168,6 +171,38 @@ def test_another_model_does_not_continue_a_job(tmp_path, other):
     f = predict_raster(model(1), opened(path), tmp_path/'o.tif', **kw)
     g = predict_raster(model(0) if other == 'weights' else model(1), opened(path), tmp_path/'p.tif', **kw)
     assert np.array_equal(read(f), read(g))
+
+def test_every_task_learner_makes_its_map(tmp_path, real):
+    "Classes with the names of the data, heights, change; what gives no map is told so"
+    from fastai.data.core import DataLoader, DataLoaders
+    from eo_brew.detection import detection_learner
+    from eo_brew.tasks import change_learner, classification_learner, height_learner, segmentation_learner
+    def loaders(x, y, classes=None, names=('ms',)):
+        dls = DataLoaders(*(DataLoader([({m: x for m in names}, y)]*2, bs=2, num_workers=0) for _ in range(2)))
+        dls.classes = classes
+        return dls
+    enc, pixels, zeros = small_encoder(), torch.rand(4, 64, 64)*3000, torch.zeros(64, 64).long()
+    def mapped(learn, scene=real[0], **kwargs): return predict_raster(learn, scene, tmp_path/'o.tif', size=64, progress=False, overwrite=True, **kwargs)
+    def whole(learn, *names):
+        with torch.no_grad(): return learn.model.eval()({m: torch.from_numpy(real[1])[None, :, :64, :64] for m in names})[0]
+    seg = segmentation_learner(loaders(pixels, zeros, ['water', 'wood', 'field']), enc, head='linear')
+    with rasterio.open(mapped(seg)) as src:
+        assert src.tags(1) == {'class_0': 'water', 'class_1': 'wood', 'class_2': 'field'} and src.shape == (360, 520)
+        assert np.array_equal(src.read(1)[:48, :48], whole(seg, 'ms').argmax(0)[:48, :48])                   # there is but one window
+    height = height_learner(loaders(pixels, torch.rand(64, 64)*30), enc, head='linear')
+    with rasterio.open(mapped(height, names=('height',))) as src:
+        assert (src.dtypes, src.descriptions) == (('float32',), ('height',)) and np.abs(src.read()[:, :48, :48] - whole(height, 'ms')[:, :48, :48].numpy()).max() < 1e-4
+    change = change_learner(loaders(pixels, zeros, names=('before', 'after')), enc, head='linear')
+    with torch.no_grad(): change.model.head.bias.copy_(torch.tensor([.1, 0]))
+    with rasterio.open(mapped(change, dict(before=real[0], after=real[0]), names=('same', 'changed'))) as src: assert not src.read().any() and src.tags(1)['class_1'] == 'changed'
+    with pytest.raises(ValueError, match='images or of boxes makes no map'): mapped(classification_learner(loaders(pixels, 1, ['a', 'b']), enc))
+    boxes = detection_learner(loaders(pixels, 1), enc, n_classes=1, channels=16)
+    with pytest.raises(ValueError, match='gives a .* for a window'): mapped(boxes)
+
+def test_the_model_says_which_modality_it_reads(tmp_path, real):
+    rgb = create_encoder('vit_tiny_patch16_224', {'rgb': get_sensor('sentinel2_l1c', bands=['B04', 'B03', 'B02'])}, img_size=64, patch_size=8, embed_dim=24, depth=1, num_heads=2)
+    with rasterio.open(predict_raster(rgb, real[0], tmp_path/'o.tif', size=64, pca=3, dtype='int8', progress=False)) as src: assert src.shape == (45, 65)
+    assert open_raster(real[0], 'sentinel2_l1c').eo.predict(rgb, size=64).shape == (24, 45, 65)
 
 def test_probe_and_two_dates(tmp_path):
     scene, enc = opened(scene_file(tmp_path/'s.tif', 256, 320)), small_encoder()
@@ -223,7 +258,6 @@ def test_threads_of_dask_give_the_same_map(tmp_path):
     with distributed.Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as client:
         assert np.array_equal(read(predict_raster(small_encoder(), opened(path), tmp_path/'got.tif', client=client, **SMALL)), want)
 
-@pytest.mark.slow
 def test_a_dask_worker_may_die(tmp_path):
     distributed = pytest.importorskip('distributed', reason='pip install eo_brew[dask]')
     path, parts, kw = scene_file(tmp_path/'s.tif', 768, 768), tmp_path/'.got.tif.parts', SMALL | dict(block=100)
@@ -244,7 +278,6 @@ def test_a_dask_worker_may_die(tmp_path):
 
 def test_a_part_of_a_scene_is_refused(tmp_path):
     "Else the map of the whole scene would come back for a part of it."
-    from eo_brew.rasters import open_raster
     da = open_raster(scene_file(tmp_path/'s.tif', 64, 64), 'sentinel2_l1c', bands=S4.band_names)
     with pytest.raises(ValueError, match='whole scene'): da[:, :32].eo.predict(small_encoder(), size=32)
     assert da.eo.predict(small_encoder(), size=32).shape[1:] == (64//8, 64//8)

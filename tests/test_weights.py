@@ -1,5 +1,5 @@
 """Files of encoders: whole or not at all, readable by plain timm, ONNX and the hub's layout."""
-import json, os, signal, time
+import json, os, signal, subprocess, sys, time
 
 import pytest, timm, torch
 from safetensors.torch import load_file, save_file
@@ -26,6 +26,38 @@ def test_round_trips(tmp_path, arch, kw):
     model.load_state_dict({k.replace('embeds.ms.', 'patch_embed.').removeprefix('trunk.'): v for k, v in load_file(file).items() if k.startswith(('trunk.', 'embeds.ms.'))})
     folder = save_folder(enc, tmp_path/'repo', method='deo')
     with torch.no_grad(): assert torch.equal(from_pretrained(folder)(x).cls, enc(x).cls)
+
+WITHOUT = '''
+import sys; sys.modules['eo_brew'] = None                                       # it cannot be imported
+import json, timm, torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+for file, n, given, features in json.load(sys.stdin):
+    recipe = json.loads(safe_open(file, 'pt').metadata()['eo_brew'])['timm']
+    weights = load_file(file)
+    model = timm.create_model(**recipe, in_chans=n).eval()
+    model.load_state_dict({k.replace('embeds.ms.', 'patch_embed.').removeprefix('trunk.'): v for k, v in weights.items() if k.startswith(('trunk.', 'embeds.ms.'))})
+    x = torch.load(given, weights_only=True)
+    x = (x - weights['normalize.ms.mean'].view(-1, 1, 1))/weights['normalize.ms.std'].view(-1, 1, 1)
+    with torch.no_grad(): torch.save(model.forward_features(x), features)
+'''
+
+def test_plain_timm_gives_the_same_tokens_without_eo_brew(tmp_path):
+    "In a process that has no eo_brew; DINOv3 among them, whose pooling timm builds in its own way"
+    archs = {'vit_tiny_patch16_224': VIT, 'vit_small_patch14_reg4_dinov2': VIT | dict(patch_size=16, img_size=64), 'vit_small_patch16_dinov3': VIT, 'swin_tiny_patch4_window7_224': SWIN}
+    jobs, want, x = [], [], torch.rand(2, 5, 64, 96)*4000
+    torch.save(x, tmp_path/'x.pt')
+    for arch, kw in archs.items():
+        enc = create_encoder(arch, {'rgb': 'rgb', 'ms': S2}, **kw).eval()
+        with torch.no_grad():
+            for p in enc.parameters(): p += .1*torch.randn_like(p)
+            want.append(enc(x, 'ms').patches)
+        jobs.append([str(save_encoder(enc, tmp_path/f'{arch}.safetensors')), 5, str(tmp_path/'x.pt'), str(tmp_path/f'{arch}.pt')])
+    r = subprocess.run([sys.executable, '-I', '-W', 'ignore', '-c', WITHOUT], input=json.dumps(jobs), capture_output=True, text=True, cwd=tmp_path)
+    assert r.returncode == 0, r.stderr
+    for job, t in zip(jobs, want, strict=True):
+        got = torch.load(job[3], weights_only=True)
+        close(got[:, -t.shape[1]:] if got.ndim == 3 else got.flatten(1, 2), t)
 
 def test_push_and_from_pretrained_without_a_network(tmp_path, monkeypatch):
     "From the hub's cache as another machine has filled it; what cannot be uploaded lies in the folder"
@@ -95,23 +127,30 @@ def test_warm_start_keeps_shared_bands(tmp_path):
     if l8: assert 'B4' in warm_start(l8, file)['ms']['kept']
     with pytest.raises(ValueError, match='missing'): warm_start(create_encoder('vit_tiny_patch16_224', {'ms': S2}, img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2), file)
 
-def test_warm_start_from_timm_weights_is_by_wavelength(tmp_path):
-    src = timm.create_model('vit_tiny_patch16_224', num_classes=0, **VIT)
+@pytest.mark.parametrize('arch,kw', [('vit_tiny_patch16_224', VIT), ('vit_small_patch16_dinov3', VIT), ('swin_tiny_patch4_window7_224', SWIN)])
+def test_warm_start_from_timm_weights_is_by_wavelength(tmp_path, arch, kw):
+    src = timm.create_model(arch, num_classes=0, **kw)
     save_file(src.state_dict(), tmp_path/'rgb.safetensors')
-    enc = create_encoder('vit_tiny_patch16_224', {'ms': S2, 'rgb': 'rgb'}, checkpoint=tmp_path/'rgb.safetensors', **VIT)
+    enc = create_encoder(arch, {'ms': S2, 'rgb': 'rgb'}, checkpoint=tmp_path/'rgb.safetensors', **kw)
     k, rgb = enc.embeds['ms'].proj.weight, src.patch_embed.proj.weight
     close(k.sum(1), rgb.sum(1)); close(k[:, 0], rgb[:, 2]); close(k[:, 1], rgb[:, 1])        # B02 blue, B03 green
     close(k[:, 2], rgb[:, 0]/3); close(k[:, 4], rgb[:, 0]/3)                                # red is shared by red, B08 and B11
     close(enc.embeds['rgb'].proj.weight, rgb)
-    close(enc.trunk.blocks[1].mlp.fc1.weight, src.blocks[1].mlp.fc1.weight)
+    theirs = {k: v for k, v in src.state_dict().items() if not k.startswith('patch_embed.')}
+    assert theirs.keys() == enc.trunk.state_dict().keys() and all(torch.equal(v, theirs[k]) for k, v in enc.trunk.state_dict().items())
 
-@pytest.mark.slow
-@pytest.mark.parametrize('arch,kw,size', [('vit_tiny_patch16_224', VIT, None), ('vit_small_patch14_reg4_dinov2', VIT | dict(patch_size=16, img_size=64), None),
-                                          ('vit_small_patch16_dinov3', VIT, (64, 96)), ('swin_tiny_patch4_window7_224', SWIN, (224, 224))])
+@pytest.mark.parametrize('arch,kw,size', [('vit_tiny_patch16_224', VIT, None), ('vit_small_patch16_dinov3', VIT, (64, 96)),
+                                          pytest.param('vit_small_patch14_reg4_dinov2', VIT | dict(patch_size=16, img_size=64), None, marks=pytest.mark.slow),
+                                          pytest.param('swin_tiny_patch4_window7_224', SWIN, (224, 224), marks=pytest.mark.slow)])
 def test_onnx(tmp_path, arch, kw, size):
+    onnx, runtime, _ = (pytest.importorskip(m, reason='pip install eo_brew[onnx]') for m in ('onnx', 'onnxruntime', 'onnxscript'))
     enc = create_encoder(arch, {'ms': S2}, **kw).eval()
     assert export_onnx(enc, tmp_path/'e.onnx', size=size, layers=(0,)) < 1e-4
-    import onnx
+    session = runtime.InferenceSession(tmp_path/'e.onnx', providers=['CPUExecutionProvider'])
+    for shape in ((1, 5, 48, 112), (3, 5, 64, 64)) if size is None else ((1, 5, *size), (3, 5, *size)):          # free batch, free size where it can be
+        x = torch.rand(shape)*4000
+        with torch.no_grad(): want = enc(x, layers=(0,))
+        for got, t in zip(session.run(None, {'x': x.numpy()}), (want.cls, want.patches, want.layers[0].patches), strict=True): close(torch.from_numpy(got), t, 1e-4)
     about = json.loads({p.key: p.value for p in onnx.load(tmp_path/'e.onnx').metadata_props}['eo_brew'])
     assert about['config']['modalities']['ms']['bands'][0]['name'] == 'B02'
 
