@@ -266,12 +266,13 @@ def predict(self:EOAccessor,
     model, # as for `predict_raster`
     modality:str=None, # of this scene; default: told by the model
     kind:str=None, # 'classes', 'values' or 'embeddings'
-    names:tuple=(), # of classes or bands
+    names:tuple=(), # of classes or bands; default: the classes of a Learner's data
     **sweep, # size, overlap, ...: see `Sweep`
 ) -> xr.DataArray: # (band,y,x), computed where it is looked at
     "The map that a model makes of this scene, lazily."
     modality = modality or model_modality(model)
     s = Sweep(model, open_for(self._da, model, modality), modality, kind, **sweep)
+    names, _ = _check_names(s, model, None, names, ())
     lazy, t = _LazyMap(s, fit_packing(s.kind)), s.scene.transform*s.scene.transform.scale(s.cell)
     coords = dict(y=t.f + t.e*(np.arange(s.shape[0]) + .5), x=t.c + t.a*(np.arange(s.shape[1]) + .5)) | ({'band': list(names)} if names and s.kind != 'classes' else {})
     da = xr.DataArray(xr.Variable(('band', 'y', 'x'), LazilyIndexedArray(lazy)), coords, attrs={'names': list(names)} if names else {}, name=s.kind)

@@ -101,14 +101,16 @@ def forked(call):
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks')
 def test_killed_at_any_moment_the_map_is_the_same(tmp_path):
-    path, out = scene_file(tmp_path/'s.tif', 768, 768), tmp_path/'got.tif'
-    t = time.time(); want = read(predict_raster(small_encoder(), opened(path), tmp_path/'want.tif', **SMALL)); took = time.time() - t
+    "A moment is a number of finished blocks, from none to all, and a little time more"
+    path, out, parts = scene_file(tmp_path/'s.tif', 768, 768), tmp_path/'got.tif', tmp_path/'.got.tif.parts'
+    want = read(predict_raster(small_encoder(), opened(path), tmp_path/'want.tif', **SMALL))
     rng, left = np.random.default_rng(0), []
-    for _ in range(10):
+    for n in sorted(rng.integers(0, 26, 10)):
         pid = forked(lambda: predict_raster(small_encoder(), opened(path), out, overwrite=True, **SMALL))
-        time.sleep(rng.random()*took)
+        while blocks(parts) < n and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT): time.sleep(.002)
+        time.sleep(rng.random()*.05)
         os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
-        left.append(blocks(tmp_path/'.got.tif.parts'))
+        left.append(blocks(parts))
         if out.exists(): assert np.array_equal(read(out), want); out.unlink()    # whole or not there
     assert np.array_equal(read(predict_raster(small_encoder(), opened(path), out, overwrite=True, **SMALL)), want)
     assert max(left) > 0 and len(set(left)) > 2, left                            # it was hit at several stages
@@ -189,6 +191,8 @@ def test_every_task_learner_makes_its_map(tmp_path, real):
     with rasterio.open(mapped(seg)) as src:
         assert src.tags(1) == {'class_0': 'water', 'class_1': 'wood', 'class_2': 'field'} and src.shape == (360, 520)
         assert np.array_equal(src.read(1)[:48, :48], whole(seg, 'ms').argmax(0)[:48, :48])                   # there is but one window
+    lazy = open_raster(real[0], 'sentinel2_l1c').eo.predict(seg, size=64)
+    assert lazy.attrs['names'] == ['water', 'wood', 'field'] and np.array_equal(lazy[0, 100:164, 200:300], read(tmp_path/'o.tif')[0, 100:164, 200:300])
     height = height_learner(loaders(pixels, torch.rand(64, 64)*30), enc, head='linear')
     with rasterio.open(mapped(height, names=('height',))) as src:
         assert (src.dtypes, src.descriptions) == (('float32',), ('height',)) and np.abs(src.read()[:, :48, :48] - whole(height, 'ms')[:, :48, :48].numpy()).max() < 1e-4
