@@ -1,58 +1,97 @@
-"""Where the demo's encoder stands on the shipped scene: one table with the baselines.
+"""Where DEO's encoder stands on the shipped scene: one table with the baselines.
 
-    python benchmarks/scene_table.py [--steps 240 960] [--seeds 0] [--dinov2 FILE] [--out scene_table.csv]
+    python benchmarks/scene_table.py [--dinov2 FILE] [--steps 240 960] [--seeds 0] [--out scene_table.csv]
 
-Trains the demo's student for each number of steps and seed, and puts it beside raw pixels, random weights, a per-pixel random forest
-on ten bands and on RGB, the demo's optical teacher and, with FILE (a timm state dict of vit_small_patch14_dinov2), a DINOv2-S on RGB.
+Trains the demo's student for each teacher, number of steps and seed, and puts it beside raw pixels, random weights, per-pixel random
+forests and the frozen optical teachers on RGB. With FILE (a timm state dict of vit_small_patch14_dinov2) a DINOv2-S is a row and a
+teacher too. Rows are written as they come; those that --out holds already are not computed again.
 """
 import argparse
+from functools import cache
+from itertools import product
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
+from fastai.torch_core import set_seed
 
-from eo_brew.compare import OnRGB, compare, random_copy, scene_table
-from eo_brew.deo import distill_layers
+from eo_brew.compare import OnRGB, Table, compare
+from eo_brew.deo import deo_learner, distill_layers
 from eo_brew.rasters import open_raster, sample_labels, sample_scene
-from eo_brew.runs import S2_GROUND_BANDS, demo_learner, fit_steps
-from eo_brew.scene_probe import pixel_forest
+from eo_brew.runs import S2_GROUND_BANDS, SHORT_RUN, demo_learner, fit_steps, sample_loaders, small_student
+from eo_brew.scene_probe import RawCells, pixel_forest, scene_probe
+from eo_brew.targets import cached_strides
 from eo_brew.teachers import VFMTeacher, efficientnet_lite_teacher
+from eo_brew.views import MultiCrop
 
 
-def trained(steps, seed):
-    "The demo's encoder after `steps` steps."
-    learn = demo_learner(seed)
+def dinov2(file, layers=(5, 8)):
+    "The nine blocks of a DINOv2-S that a later fine-tuning left alone, tokens of 8 pixels."
+    return VFMTeacher('vit_small_patch14_dinov2', file, layers=layers, scale=2, patch_size=16, depth=9, drop=('blocks.9.', 'blocks.10.', 'blocks.11.'))
+
+
+def learner_of(vfm, seed):
+    "The demo's learner with another optical teacher."
+    set_seed(seed)
+    dls = sample_loaders(seed=seed)
+    views = MultiCrop(n_local=0, n_global=1, global_size=96, global_scale=(1., 1.), ratio=(1., 1.), strides=cached_strides(vfm), turn=True)
+    return deo_learner(dls, small_student(dls.sensors['ms']), vfm, views=views, hidden=512, lr=1e-3, drop_path=0., **SHORT_RUN)
+
+
+def trained(learn, steps):
+    "Its encoder after `steps` steps."
     with learn.no_bar(), learn.no_logging(): fit_steps(learn, steps)
     return learn.model.encoder
 
 
-def dinov2(file):
-    "The nine blocks of a DINOv2-S that a later fine-tuning left alone, tokens of 8 pixels."
-    return VFMTeacher('vit_small_patch14_dinov2', file, layers=(5, 8), scale=2, patch_size=16, depth=9, drop=('blocks.9.', 'blocks.10.', 'blocks.11.'))
+def nearest(bands):
+    "The scene with its 20 m bands repeated instead of interpolated."
+    alone = [open_raster(sample_scene(), sensor='sentinel2_l1c', bands=[b]).values[0] for b in bands]
+    finest = max(len(a) for a in alone)
+    return np.stack([a.repeat(finest//len(a), 0).repeat(finest//len(a), 1) for a in alone])
+
+
+def forest(image):
+    "A row of the per-pixel random forest."
+    r = pixel_forest(image, sample_labels())
+    return Table(dict(encoder='', task='scene', metric=f'pixel_{k}', mean=getattr(r, k), std=float('nan'), n=1) for k in ('macro_f1', 'accuracy'))
+
+
+def rows(args):
+    "Name -> function that gives the row's scores."
+    scene, random = open_raster(sample_scene(), sensor='sentinel2_l1c', bands=S2_GROUND_BANDS), demo_learner(1).model.encoder
+    sensor, both = random.sensors['ms'], distill_layers(random)
+    def probe(make, **kw): return lambda: compare({'': make()}, {'scene': lambda e, s: scene_probe(e, scene, sample_labels(), seed=s, **kw)}, progress=None)
+    teachers = {'EfficientNet-Lite2': (lambda: efficientnet_lite_teacher(layers=(2, 3), scale=2), (2, 3))}
+    if args.dinov2: teachers['DINOv2-S'] = (lambda: dinov2(args.dinov2), (5, 8))
+    out = {'raw pixels, means of 8 x 8': probe(lambda: RawCells(8)), 'random forest, 10 bands': lambda: forest(scene),
+           'random forest, 10 bands, nearest': lambda: forest(nearest(S2_GROUND_BANDS)),
+           'random forest, RGB': lambda: forest(scene.eo.rgb.transpose(2, 0, 1)),
+           'random encoder, mid and late': probe(lambda: random, layers=both), 'random encoder, late': probe(lambda: random)}
+    for name, (make, layers) in teachers.items():
+        out[f'{name} on RGB, two layers'] = probe(lambda make=make: OnRGB(make(), sensor), layers=layers)
+        out[f'{name} on RGB, last'] = probe(lambda make=make: OnRGB(make(), sensor))
+    for steps, seed, (name, (make, _)) in product(args.steps, args.seeds, teachers.items()):
+        run = cache(lambda steps=steps, seed=seed, make=make: trained(learner_of(make(), seed), steps))
+        out[f'DEO from {name}, {steps} steps, seed {seed}, mid and late'] = probe(run, layers=both)
+        out[f'DEO from {name}, {steps} steps, seed {seed}, late'] = probe(run)
+    return out
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--steps', type=int, nargs='+', default=[240, 960]); p.add_argument('--seeds', type=int, nargs='+', default=[0])
+    p.add_argument('--steps', type=int, nargs='*', default=[240, 960]); p.add_argument('--seeds', type=int, nargs='+', default=[0])
     p.add_argument('--dinov2'); p.add_argument('--out', type=Path, default=Path('scene_table.csv')); p.add_argument('--threads', type=int, default=2)
     args = p.parse_args()
     torch.set_num_threads(args.threads)
-    scene = open_raster(sample_scene(), sensor='sentinel2_l1c', bands=S2_GROUND_BANDS)
-    first = demo_learner(args.seeds[0])
-    sensor, student = first.dls.sensors['ms'], first.model.encoder
-    both = dict(layers=distill_layers(student))
-    rows = {'random weights': (random_copy(student, 1), both),
-            'optical teacher on RGB': (OnRGB(efficientnet_lite_teacher(layers=(2, 3), scale=2), sensor), dict(layers=(2, 3)))}
-    if args.dinov2: rows['DINOv2-S on RGB'] = (OnRGB(dinov2(args.dinov2), sensor), dict(layers=(5, 8)))
-    table = scene_table(scene, sample_labels(), rows)
-    table += compare({'random forest on RGB': scene.eo.rgb.transpose(2, 0, 1)}, {'scene': lambda rgb, s: _pixels(pixel_forest(rgb, sample_labels(), seed=s))})
-    for steps in args.steps:
-        for seed in args.seeds:
-            table += [r for r in scene_table(scene, sample_labels(), {f'DEO, {steps} steps, seed {seed}': (trained(steps, seed), both)}, forest=False) if r['encoder'] != 'raw pixels']
-            table.csv(args.out)
-    print(table.markdown('macro_f1'), table.markdown('pixel_macro_f1'), table.markdown('pixel_accuracy'), sep='\n\n')
-
-
-def _pixels(r): return {'pixel_macro_f1': r.macro_f1, 'pixel_accuracy': r.accuracy}
+    table = Table(pd.read_csv(args.out).to_dict('records') if args.out.exists() else [])
+    for name, scores in rows(args).items():
+        if any(r['encoder'] == name for r in table): continue
+        table += [r | dict(encoder=name) for r in scores()]
+        table.csv(args.out)
+        print(name, {r['metric']: round(r['mean'], 3) for r in table if r['encoder'] == name}, flush=True)
+    print(table.markdown('pixel_macro_f1'), table.markdown('pixel_accuracy'), table.markdown('macro_f1'), table.markdown('accuracy'), sep='\n\n')
 
 
 if __name__ == '__main__': main()

@@ -252,6 +252,13 @@ def _named(files):
     names = [p.parent.name if p.name == 'encoder.safetensors' else p.stem for p in map(lambda f: Path(f).resolve(), files)]
     return {n if names.count(n) == 1 else str(f): load_encoder(f) for n, f in zip(names, files)}
 
+def _on_rgb(args, sensor):
+    "A timm model that sees the red, green and blue of the scene, and its layers."
+    from eo_brew.compare import OnRGB
+    from eo_brew.teachers import create_teacher
+    vfm = create_teacher(args.rgb, args.rgb_checkpoint)
+    return OnRGB(vfm, sensor), dict(layers=vfm.layer_ids)
+
 def run_probe(
     args, # parsed arguments
 ):
@@ -270,7 +277,8 @@ def run_probe(
     if first.sensors.get(modality): check_values(scene, first.sensors[modality])
     kw = lambda e: dict(modality=modality, layers=tuple(args.layers or distill_layers(e)))
     rows = {n: (e, kw(e)) for n, e in encoders.items()} | {'random encoder': (random_copy(first), kw(first))}
-    table = scene_table(open_raster(scene), args.labels, rows, seeds=range(args.seeds))
+    if args.rgb: rows[f'{args.rgb} on RGB'] = _on_rgb(args, scene.sensor)
+    table = scene_table(open_raster(scene), args.labels, rows, seeds=range(args.seeds), tasks=args.tasks)
     out.mkdir(parents=True, exist_ok=True)
     text = '\n\n'.join(table.markdown(m) for m in ('pixel_macro_f1', 'pixel_accuracy'))
     table.csv(out/'table.csv'); (out/'table.md').write_text(text + '\n')
@@ -287,7 +295,10 @@ def add_probe(
     p.add_argument('--data', required=True, help='scene: raster, or folder with one file a band; at least 768 px wide')
     p.add_argument('--labels', required=True, help='raster of classes on the grid of the scene, 255 = unlabelled')
     p.add_argument('--out', default='eo_brew_probe', help='folder to write (default: %(default)s)')
-    p.add_argument('--seeds', type=int, default=1, help='draws of the windows held out to choose the probe (default: %(default)s)')
+    p.add_argument('--tasks', nargs='+', default=['linear'], help='linear, knn, or a linear probe with 1%%, 5%% or 10%% of the labels (default: linear)')
+    p.add_argument('--rgb', help="timm model to put beside them, on red, green and blue alone; efficientnet_lite2: the demo's teacher")
+    p.add_argument('--rgb-checkpoint', help='local weights of --rgb, where no hub can be reached')
+    p.add_argument('--seeds', type=int, default=1, help='draws of the windows held out to choose the probe, and of the labels (default: %(default)s)')
     p.add_argument('--modality', help='which embedding of the encoders (default: the first)')
     p.add_argument('--layers', type=int, nargs='+', help='layers to join (default: one at two thirds of the depth and the last)')
     p.add_argument('--overwrite', action='store_true', help='replace what exists')

