@@ -65,20 +65,35 @@ def halved(
     return open_part
 
 # %% ../nbs/17e_recipes.ipynb #0976040d
-def sen1floods11(root, split, sensor, modality='ms'):
+def sen1floods11(
+    root, # folder of the data set
+    split, # 'train' or 'test'
+    sensor, # bands wanted
+    modality='ms' # name in the dict
+):
     "Hand-labelled chips: `v1.1/data/flood_events/HandLabeled` and the published lists of the split."
     hand,lists = root/'v1.1/data/flood_events/HandLabeled',root/'v1.1/splits/flood_handlabeled'
     chips = [line.split('_S1Hand')[0] for line in (lists/f'flood_{split}_data.csv').read_text().split()]
     files = lambda kind: [hand/kind/f'{c}_{kind}.tif' for c in chips]
     return RasterPairs(files('S2Hand'), files('LabelHand'), 'sentinel2_l1c', sensor.band_names, modality, {-1:255}, offset=0)
 
-def second(root, split, sensor, modality='rgb'):
+def second(
+    root, # folder of the data set
+    split, # 'train' or 'test'
+    sensor, # bands wanted
+    modality='rgb' # name in the dict
+):
     "`train/` and `test/` with im1, im2, label1: white is no change."
     names = sorted(p.name for p in (root/split/'im1').iterdir())
     return RasterPairs([(root/split/'im1'/n, root/split/'im2'/n) for n in names], [root/split/'label1'/n for n in names], 'rgb',
                        gain=1/255, mask_map=lambda y: (y!=255).any(0).astype('int64'))
 
-def us3d(root, split, sensor, modality='rgb'):
+def us3d(
+    root, # folder of the data set
+    split, # 'train' or 'test'
+    sensor, # bands wanted
+    modality='rgb' # name in the dict
+):
     "`train/` and `test/` with *_RGB.tif and *_AGL.tif, heights above ground in metres (DFC 2019, track 1)."
     rgb = sorted((root/split).glob('*_RGB.tif'))
     return RasterPairs(rgb, [p.with_name(p.name.replace('_RGB','_AGL')) for p in rgb], 'rgb', modality=modality, height=True, gain=1/255)
