@@ -4,8 +4,11 @@
 
 All three read the same COGs (made from the shipped scene, tiled 4 x 4, 10 bands, uint16, deflate, blocks of 256). Bare
 rasterio reads the same windows in the same order, block reads with one open dataset a file, in as many processes as the
-loaders have workers, and returns the arrays as they are. eo_brew and torchgeo return float batches. Each runs in turn,
-`--repeats` times in one process; the median counts. torchgeo is left out when it is not installed.
+loaders have workers, and returns the arrays as they are. eo_brew (threads, as `eo_dataloaders` does by itself, and processes)
+and torchgeo (processes) return float batches. Processes are timed from the first batch on, so their start and what they read
+ahead cost them nothing; threads from the start. Each runs in turn, `--repeats` times in one process; the median counts.
+Seconds of processor time (all processes, start included) are given too: other load on the machine changes them less.
+torchgeo is left out when it is not installed.
 """
 import argparse
 import json
@@ -47,7 +50,7 @@ _open = {}
 def bare(job):
     file, (y, x, h, w) = job
     if file not in _open: _open[file] = rasterio.open(file)
-    return _open[file].read(window=Window(x, y, w, h)).nbytes
+    _open[file].read(window=Window(x, y, w, h))
 
 
 def time_bare(scenes, windows, workers):
@@ -56,18 +59,27 @@ def time_bare(scenes, windows, workers):
     jobs = [tuple(j) for j in jobs]
     if not workers:
         t = time.perf_counter()
-        size = sum(map(bare, jobs))
-        return time.perf_counter() - t, size
+        for job in jobs: bare(job)
+        return time.perf_counter() - t
     with get_context('fork').Pool(workers) as pool:
         pool.map(bare, jobs[:workers])
         t = time.perf_counter()
-        size = sum(pool.imap_unordered(bare, jobs, chunksize=32))
-        return time.perf_counter() - t, size
+        for _ in pool.imap_unordered(bare, jobs, chunksize=32): pass
+        return time.perf_counter() - t
 
 
-def time_ours(scenes, windows, workers, bs=32):
-    dl = EODataLoader(PatchDataset(scenes, windows, in_memory=False), bs=bs, shuffle=True, num_workers=workers, device=torch.device('cpu'))
-    return time_loader((len(b['index']) for b, in dl), len(windows))
+def cpu_seconds():
+    "Of this process and of its children that have ended."
+    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+
+
+def time_ours(scenes, windows, workers, bs=32, how='threads'):
+    dl = EODataLoader(PatchDataset(scenes, windows, in_memory=False), bs=bs, shuffle=True, device=torch.device('cpu'), **{how: workers})
+    if how == 'num_workers': return time_loader((len(b['index']) for b, in dl), len(windows))
+    t = time.perf_counter()
+    assert sum(len(b['index']) for b, in dl) == len(windows)
+    close_handles()
+    return time.perf_counter() - t
 
 
 def time_loader(lengths, n):
@@ -143,16 +155,22 @@ def main():
         make_cogs(d, a.scenes)
         scenes = open_scenes(d, 'sentinel2_l1c', BANDS)
         windows = window_index(scenes, a.size, n=a.windows, seed=0)
-        times = dict(bare=[], eo_brew=[], torchgeo=[])
+        times = dict(bare=[], eo_brew=[], eo_brew_processes=[], torchgeo=[])
+        def run(name, f, *args, **kwargs):
+            t = cpu_seconds()
+            times[name].append((f(*args, **kwargs), cpu_seconds() - t))
         for _ in range(a.repeats):
-            t, size = time_bare(scenes, windows, a.workers); times['bare'].append(t)
-            times['eo_brew'].append(time_ours(scenes, windows, a.workers))
-            try: times['torchgeo'].append(time_torchgeo(d, a.windows, a.size, a.workers))
+            run('bare', time_bare, scenes, windows, a.workers)
+            run('eo_brew', time_ours, scenes, windows, a.workers)
+            run('eo_brew_processes', time_ours, scenes, windows, a.workers, how='num_workers')
+            try: run('torchgeo', time_torchgeo, d, a.windows, a.size, a.workers)
             except ImportError as e: print('torchgeo is left out:', e)
         close_handles()
-    out = {k: dict(windows_per_s=round(a.windows/np.median(v), 1), MB_per_s=round(size/1e6/np.median(v), 1)) for k, v in times.items() if v}
-    out['eo_brew/bare'] = round(out['eo_brew']['windows_per_s']/out['bare']['windows_per_s'], 3)
-    if 'torchgeo' in out: out['eo_brew/torchgeo'] = round(out['eo_brew']['windows_per_s']/out['torchgeo']['windows_per_s'], 2)
+    size = a.windows*a.size**2*len(BANDS)*2
+    median = {k: np.median(v, 0) for k, v in times.items() if v}
+    out = {k: dict(windows_per_s=round(a.windows/t, 1), MB_per_s=round(size/1e6/t, 1), cpu_ms_per_window=round(1e3*c/a.windows, 2)) for k, (t, c) in median.items()}
+    for other in median.keys() - {'eo_brew'}:
+        out[f'eo_brew/{other}'] = dict(windows_per_s=round(median[other][0]/median['eo_brew'][0], 2), per_cpu_s=round(median[other][1]/median['eo_brew'][1], 2))
     if a.huge:
         with tempfile.TemporaryDirectory() as d:
             t = time.perf_counter()

@@ -87,10 +87,11 @@ def _block(a, layout:str, first:int, last:int, layer:int, rows:slice, cols:slice
 def raw(self:ArrayScene,
     window, # of the scene's grid
     size:tuple, # (h,w) wanted
+    out=None, # not used: arrays have their own
 ) -> tuple:
     "Values (present bands,h,w), and where they mean nothing."
     have = [self.bands[i] for i in self.present]
-    src, rows, cols = handles(have[0].file, open_container), *window.toslices()
+    src, rows, cols = handles(have[0].file, open_container, have[0].stamp), *window.toslices()
     parts = {v: [b.index for b in have if b.description == v] for v in {b.description for b in have}}
     got = {v: _block(src[v], self.layout, max(min(ix), 1) - 1, max(max(ix), 1), self.layer, rows, cols) for v, ix in parts.items()}
     x = np.stack([got[b.description][max(b.index - min(parts[b.description]), 0)] for b in have])
@@ -121,7 +122,7 @@ def open_arrays(
 ) -> list: # an `ArrayScene` a patch or time step
     "Describe the scenes in a Zarr, netCDF or HDF5 file."
     path = os.fspath(path) if '://' in os.fspath(path) else os.path.abspath(path)
-    src = handles(path, open_container)
+    src = handles(path, open_container, file_stamp(path))
     refs, layout = _refs(src, sensor, variable, path)
     wanted = sensor.select(bands or [n for n in sensor.band_names if n in refs])
     missing = [n for n in wanted.band_names if n not in refs]

@@ -15,6 +15,7 @@ import torch
 from fastai.data.block import TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.torch_core import default_device
+from fastcore.basics import num_cpus
 from fasttransform import Transform
 
 from .loader import EODataLoader
@@ -70,13 +71,14 @@ def eo_dataloaders(
     stride:int=None, # distance of regular windows; None: `size`
     n:int=None, # number of random windows instead of regular ones
     split='ground', # 'ground' (blocks), 'stripes' (of the embedded scene), or a function (windows, scenes) -> train, valid
-    num_workers:int=0, # processes that read; 0: this one
+    num_workers:int=0, # processes that read; 0: threads of this one
     in_memory:bool=None, # keep the scenes in memory; None: if they are small
     on_error:str='raise', # or 'skip' what cannot be read, with a report
     max_lost:float=.05, # share of the windows that may be skipped
     allow_missing:bool=False, # bands or partners may be missing; batches say which
     band_dropout:float=0., # probability to drop a band in training
     device=None, # of the batches; None: fastai's default
+    threads:int=None, # that read ahead; None: one a core, 8 at most, for scenes read from files by this process
     **kwargs, # further arguments of `open_scene`: offset, nodata, gain, crs, mask, ...
 ) -> DataLoaders: # with `.sensors` (name -> Sensor) and `.classes`
     "Training and validation loaders over the scenes below `path`."
@@ -93,7 +95,8 @@ def eo_dataloaders(
     dss[1].cache = dss[0].cache                                   # one copy in memory
     drop = [BandDropout(first, band_dropout, modality=name)] if band_dropout else []
     dev = torch.device(device) if device else default_device()
-    dls = DataLoaders(*[EODataLoader(ds, bs=bs, shuffle=i == 0, drop_last=i == 0, num_workers=num_workers, seed=seed, classes=classes,
+    if threads is None: threads = 0 if dss[0].in_memory or num_workers else min(8, num_cpus())
+    dls = DataLoaders(*[EODataLoader(ds, bs=bs, shuffle=i == 0, drop_last=i == 0, num_workers=num_workers, seed=seed, classes=classes, threads=threads,
                                      after_batch=[] if i else drop, device=dev) for i, ds in enumerate(dss)], device=dev)
     dls.sensors, dls.classes = dss[0].sensors, classes
     return dls

@@ -15,14 +15,13 @@ import rasterio
 import torch
 from fasttransform import Transform
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
 from rasterio.transform import from_bounds
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 
 from .arrays import ArrayScene
 from .rasters import open_scenes
-from .reading import Scene, handles, physical, read_window
+from .reading import Scene, checked_read, handles, physical, read_window
 from .sensors import Sensor
 
 # %% ../nbs/02d_modalities.ipynb #de7c64b9
@@ -36,13 +35,12 @@ def read_ground(
     h, w = (size, size) if isinstance(size, int) else size
     if isinstance(scene, ArrayScene) or not scene.crs: return _same_grid(scene, ground, crs, (h, w))
     to = dict(crs=rasterio.CRS.from_wkt(crs), transform=from_bounds(*ground, w, h), height=h, width=w)
-    try:
+    with checked_read(scene, f'ground {ground}'):
         x, _ = _warp(scene, scene.resampling, to)
         near, alpha = _warp(scene, 'nearest', to)
-        bad = ~alpha | np.isnan(near) if near.dtype.kind == 'f' else np.broadcast_to(~alpha, near.shape)
-        for n in (scene.nodata, scene.saturated): bad = bad if n is None else bad | (near == n)
-        if scene.mask is not None: bad = bad | _masked(scene.mask, to)
-    except RasterioError as e: raise ValueError(f'{scene.name}, ground {ground}: {e.__cause__ or e}. Is the file complete?') from e
+    bad = ~alpha | np.isnan(near) if near.dtype.kind == 'f' else np.broadcast_to(~alpha, near.shape)
+    for n in (scene.nodata, scene.saturated): bad = bad if n is None else bad | (near == n)
+    if scene.mask is not None: bad = bad | _masked(scene.mask, to, ground)
     return physical(scene, x, bad)
 
 def _warp(scene:Scene, kernel:str, to:dict) -> tuple: # raw numbers (present bands,h,w), inside (h,w)
@@ -50,8 +48,8 @@ def _warp(scene:Scene, kernel:str, to:dict) -> tuple: # raw numbers (present ban
         x = v.read()
         return x[:-1], x[-1] != 0
 
-def _masked(mask, to:dict) -> np.ndarray:
-    code, inside = _warp(mask.scene, 'nearest', to)
+def _masked(mask, to:dict, ground:tuple) -> np.ndarray:
+    with checked_read(mask.scene, f'ground {ground}'): code, inside = _warp(mask.scene, 'nearest', to)
     return ~inside | np.isin(code[0], mask.invalid) | ((code[0].astype(np.int64) & mask.bits) != 0)
 
 def _same_grid(scene:Scene, ground, crs, size) -> tuple:

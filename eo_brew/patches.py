@@ -91,15 +91,16 @@ class PatchDataset:
 
     def __len__(self): return len(self.windows)
     def __getitem__(self, i:int) -> tuple:
-        try: return self.sample(i)
+        return self.item(i)
+    def item(self,
+        i:int, # row of the window table
+        out:np.ndarray=None, # `shape`, float32: where to read the first modality
+    ) -> tuple:
+        "Sample `i`, or what the policy says."
+        try: return self.sample(i, out)
         except ValueError as e: self.tally.failed(i, e)
-
-    def read(self, scene:Scene, window:tuple) -> tuple: # values with NaN, valid
-        "Read a window from memory or from the file."
-        if not self.in_memory: return read_window(scene, window)
-        if scene not in self.cache: self.cache[scene] = read_window(scene)
-        (x, valid), (y0, x0, h, w) = self.cache[scene], window
-        return x[:, y0:y0+h, x0:x0+w].copy(), valid[y0:y0+h, x0:x0+w].copy()
+    @property
+    def shape(self) -> tuple: return len(self.sensor), self.windows.size, self.windows.size
 
     @property
     def sensors(self) -> dict:
@@ -108,15 +109,25 @@ class PatchDataset:
                 **{o.name: o.sensor for o in self.others if not isinstance(o, str)}}
 
 # %% ../nbs/02e_patches.ipynb #45bc64e9
+def _read(self:PatchDataset, scene:Scene, window:tuple, out:np.ndarray=None) -> tuple: # values with NaN, valid
+    "Read a window from memory or from the file."
+    y0, x0, h, w = window
+    if not self.in_memory: return read_window(scene, window, out=out)
+    if scene not in self.cache: self.cache[scene] = read_window(scene)
+    x, valid = (a[..., y0:y0+h, x0:x0+w] for a in self.cache[scene])
+    if out is None: return x.copy(), valid.copy()
+    out[:] = x
+    return out, valid.copy()
+
 def _entries(name:str, x:np.ndarray, valid:np.ndarray, sensor:Sensor, bands:bool) -> dict:
     "The part of a sample that one modality makes up."
     there = {f'{name}_bands': torch.from_numpy(~np.isnan(x).all((1, 2)))} if bands else {}
     return {name: torch.from_numpy(fill_invalid(x, valid, sensor)), f'{name}_valid': torch.from_numpy(valid)[None], **there}
 
-def _sample(self:PatchDataset, i:int) -> tuple:
+def _sample(self:PatchDataset, i:int, out:np.ndarray=None) -> tuple:
     "Read sample `i`."
     s, window = self.windows[i]
-    x, valid = self.read(self.scenes[s], window)
+    x, valid = self.read(self.scenes[s], window, out)
     item = _entries(self.name, x, valid, self.sensor, self.allow_missing)
     for o in self.others:
         if isinstance(o, str): item |= {o: rgb_from(item[self.name], self.sensor), f'{o}_valid': item[f'{self.name}_valid']}
@@ -130,7 +141,7 @@ def _label(self:PatchDataset, i:int, window:tuple) -> Tensor:
     y, _ = self.read(self.labels, window)
     return torch.from_numpy(np.where(np.isnan(y[0]), 255, y[0]).astype(np.int64))
 
-PatchDataset.sample, PatchDataset.label = _sample, _label
+PatchDataset.read, PatchDataset.sample, PatchDataset.label = _read, _sample, _label
 
 # %% ../nbs/02e_patches.ipynb #6a1457ff
 def open_labels(

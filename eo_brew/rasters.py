@@ -20,7 +20,7 @@ from xarray.backends import BackendArray
 from xarray.core.indexing import IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
 
 from .arrays import open_arrays, open_container
-from .products import ARRAY_EXT, RASTER_EXT, band_files, gdal_path, group_bands, guess_sensor, is_folder, list_files, list_rasters, product_offset
+from .products import ARRAY_EXT, RASTER_EXT, band_files, file_stamp, gdal_path, group_bands, guess_sensor, is_folder, list_files, list_rasters, product_offset
 from .reading import MASKS, Mask, Scene, close_handles, common_grid, handles, read_window
 from .sensors import Sensor, get_sensor, nearest, rgb_from
 
@@ -131,7 +131,8 @@ def _is_array(path) -> bool: return os.fspath(path).rstrip('/').lower().endswith
 
 def _arrays(path, sensor, bands, offset, gain, nodata, variable, crs) -> list:
     "All scenes of an array file."
-    src = handles(os.fspath(path) if '://' in os.fspath(path) else os.path.abspath(path), open_container)
+    path = os.fspath(path) if '://' in os.fspath(path) else os.path.abspath(path)
+    src = handles(path, open_container, file_stamp(path))
     attrs = dict(src.attrs) | {k: v for a in getattr(src, 'data_vars', {}).values() for k, v in a.attrs.items() if k in ('sensor', 'offset')}
     if sensor is None and 'sensor' not in attrs: guess_sensor([path])
     sensor = get_sensor(sensor if sensor is not None else str(attrs['sensor']))

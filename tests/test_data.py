@@ -21,6 +21,7 @@ from eo_brew.patches import PatchDataset, fill_invalid
 from eo_brew.rasters import open_scene, open_scenes, sample_labels, sample_scene, write_raster
 from eo_brew.reading import Scene, close_handles, read_window
 from eo_brew.sensors import get_sensor
+from eo_brew.statistics import band_statistics
 from eo_brew.windows import Windows, footprints, spatial_split, stripe_split, window_index
 
 BANDS = ['B04', 'B03', 'B02', 'B08']
@@ -148,17 +149,89 @@ def _files(d, n=12):
     return open_scenes(d, 'sentinel2_l1c')
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-def test_skip_counts_lists_and_goes_on(tmp_path, workers):
+@pytest.mark.parametrize('workers,threads', [(0, 0), (2, 0), (0, 2)])
+def test_skip_counts_lists_and_goes_on(tmp_path, workers, threads):
     scenes = _files(tmp_path)
     (tmp_path/'03.tif').write_bytes((tmp_path/'03.tif').read_bytes()[:3000])
     ds = PatchDataset(scenes, window_index(scenes, 64), on_error='skip', max_lost=.2, in_memory=False)
-    dl = EODataLoader(ds, bs=4, num_workers=workers)
+    dl = EODataLoader(ds, bs=4, num_workers=workers, threads=threads)
     with pytest.warns(UserWarning, match=r"1 of 12 windows could not be read and were skipped: \[\('.*03.tif', \(0, 0, 64, 64\)"):
         assert sorted(order(dl)) == [0, 1, 2, *range(4, 12)]
     for f in ('05.tif', '07.tif'): (tmp_path/f).unlink()
     with pytest.raises(ValueError, match='more than max_lost=0.2'): order(dl)
     with pytest.raises(ValueError, match=r'03.tif'): order(EODataLoader(PatchDataset(scenes, window_index(scenes, 64), in_memory=False), bs=4))
+
+
+@pytest.mark.parametrize('how', [dict(num_workers=0), dict(num_workers=2), dict(threads=3)], ids=str)
+@pytest.mark.parametrize('in_memory', [True, False])
+def test_samples_are_read_into_their_batch(tmp_path, how, in_memory):
+    "In place or collated, with lost windows between: a batch holds what the dataset gives, and earlier batches stay as they were."
+    scenes = _files(tmp_path, 22)
+    for i in (3, 4, 9): (tmp_path/f'{i:02}.tif').write_bytes((tmp_path/f'{i:02}.tif').read_bytes()[:3000])
+    ds = PatchDataset(scenes, window_index(scenes, 64), on_error='skip', max_lost=.5, in_memory=in_memory)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        batches = [b for b, in EODataLoader(ds, bs=4, shuffle=True, **how)]
+    assert sorted(i for b in batches for i in b['index'].tolist()) == [i for i in range(22) if i not in (3, 4, 9)]
+    for b in batches:
+        for i, x, ok in zip(b['index'].tolist(), b['ms'], b['ms_valid']):
+            want, = ds[i]
+            assert torch.equal(x, want['ms']) and torch.equal(ok, want['ms_valid']) and int(x[0, 0, 0]) > 0
+
+
+@pytest.mark.parametrize('threads', [0, 2])
+def test_collating_copies_nothing(tmp_path, monkeypatch, threads):
+    import eo_brew.loader as loader
+    made, real = [], loader._slab
+    monkeypatch.setattr(loader, '_slab', lambda *a: made.append(real(*a)) or made[-1])
+    scenes = _files(tmp_path, 11)
+    batches = [b for b, in EODataLoader(PatchDataset(scenes, window_index(scenes, 64), in_memory=False), bs=4, threads=threads)]
+    assert [len(b['ms']) for b in batches] == [4, 4, 3]
+    assert [b['ms'].data_ptr() for b in batches] == [s.data_ptr() for s in made]
+
+
+def test_threads_read_no_further_than_asked(tmp_path):
+    "Leaving an epoch early stops the readers; looking at one batch starts none."
+    import threading
+    scenes = _files(tmp_path, 60)
+    ds, read = PatchDataset(scenes, window_index(scenes, 64), in_memory=False), []
+    real = ds.sample
+    ds.sample = lambda i, out=None: read.append((i, threading.current_thread() is threading.main_thread())) or real(i, out)
+    dl = EODataLoader(ds, bs=4, threads=2)
+    dl.one_batch()
+    assert all(here for _, here in read)
+    read.clear()
+    it = iter(dl); next(it); it.close()
+    assert len(read) < 30 and not any(here for _, here in read)
+
+
+def test_nodata_travels_from_the_file_to_the_loss(tmp_path):
+    "Ground without pixels: invalid in the batch, in each view, and of no weight in the loss; and not in the statistics."
+    from eo_brew.deo import deo_learner
+    from eo_brew.teachers import efficientnet_lite_teacher
+    from eo_brew.views import MultiCrop
+    from fastai.callback.core import Callback
+    x = read_window(open_scene(sample_scene(), bands=BANDS), (0, 0, 512, 512))[0].astype('uint16')
+    x[:, :, 256:] = 0
+    f = write_raster(tmp_path/'half.tif', x, S2, BANDS, nodata=0)
+    dls = eo_dataloaders(f, 'sentinel2_l1c', bands=BANDS, size=64, stride=48, bs=8, device='cpu', valid_pct=.2)
+    assert abs(band_statistics(open_scene(f, 'sentinel2_l1c', BANDS)).mean - x[:, :, :256].mean((1, 2))).max() < .1
+    torch.manual_seed(0)
+    learn = deo_learner(dls, 'vit_tiny_patch16_224', efficientnet_lite_teacher(), views=MultiCrop(n_local=1, global_size=32, local_size=16),
+                        hidden=32, head_dim=16, img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3)
+    seen = []
+    class Look(Callback):
+        def after_pred(self):
+            pred, target = self.pred, self.yb[0]
+            loss = lambda t: (self.loss_func(pred, t), self.loss_func.parts['patch'])[1]
+            first, gone = loss(target), {k: nn.functional.adaptive_avg_pool2d(target['weight'], target[k].shape[2:]) == 0 for k in ('mid', 'late')}
+            turned = {**target, **{k: torch.where(gone[k], -target[k], target[k]) for k in gone}}
+            seen.append((first, loss(turned), loss({k: v for k, v in turned.items() if k != 'weight'}), gone['late'].float().mean()))
+            assert torch.equal(target['weight'] > 0, torch.cat([v['ms_valid'] for v in self.xb[0][:2]]))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Look())
+    assert .1 < np.mean([g for *_, g in seen]) < .9
+    for first, turned, counted, _ in seen: torch.testing.assert_close(turned, first)
+    assert any(abs(counted - first) > 1e-3 for first, _, counted, _ in seen)
 
 
 def test_refused_inputs(tmp_path):

@@ -1,6 +1,6 @@
 """The same window through every format: made from the shipped scene, opened, measured, listed, read, batched."""
+import multiprocessing as mp
 import shutil
-import threading
 import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -33,8 +33,34 @@ def cut():
 
 def _save(path, x, cut, **kw):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with rasterio.open(path, 'w', dtype=x.dtype, count=len(x), height=x.shape[1], width=x.shape[2], transform=cut[2],
-                       crs=rasterio.CRS.from_wkt(cut[0].crs), **kw) as dst: dst.write(x)
+    where = dict(transform=cut[2], crs=rasterio.CRS.from_wkt(cut[0].crs)) if cut[2] else {}
+    with rasterio.open(path, 'w', dtype=x.dtype, count=len(x), height=x.shape[1], width=x.shape[2], **where, **kw) as dst: dst.write(x)
+
+
+class Ranges(SimpleHTTPRequestHandler):
+    "Serves byte ranges, as object stores do, and counts what it sent."
+    sent = mp.Value('q', 0)
+    def log_message(self, *a): pass
+    def do_GET(self):
+        if not Path(self.translate_path(self.path)).is_file(): return super().do_GET()            # a listing, or 404
+        data, span = Path(self.translate_path(self.path)).read_bytes(), self.headers.get('Range')
+        a, b = (int(v or len(data) - 1) for v in span.removeprefix('bytes=').split('-')) if span else (0, len(data) - 1)
+        part = data[a:min(b, len(data) - 1) + 1]
+        self.send_response(206 if span else 200)
+        if span: self.send_header('Content-Range', f'bytes {a}-{a + len(part) - 1}/{len(data)}')
+        self.send_header('Accept-Ranges', 'bytes'); self.send_header('Content-Length', str(len(part))); self.end_headers()
+        with Ranges.sent: Ranges.sent.value += len(part)
+        self.wfile.write(part)
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    "The URL under which files of `tmp_path` are served."
+    for k in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY', 'all_proxy'): monkeypatch.delenv(k, raising=False)
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Ranges, directory=str(tmp_path)))
+    other = mp.get_context('fork').Process(target=server.serve_forever, daemon=True)      # not a thread: GDAL may ask while Python is locked
+    other.start()
+    yield f'http://127.0.0.1:{server.server_port}'
+    close_handles(); other.terminate(); other.join(); server.server_close()
 
 
 def geotiff(d, cut): write_raster(d/'a.tif', cut[1], cut[0], BANDS, cut[2]); return d/'a.tif', {}
@@ -106,12 +132,16 @@ def hdf5_named(d, cut):
     return d/'named.h5', dict(offset=0)
 
 
-FORMATS = [geotiff, cog, unnamed, file_a_band, safe_l1c, safe_l2a, vsizip, zarr, netcdf, hdf5_deo, hdf5_named]
+def http(d, cut): cog(d, cut); return '{served}/c.tif', {}
+
+
+FORMATS = [geotiff, cog, unnamed, file_a_band, safe_l1c, safe_l2a, vsizip, http, zarr, netcdf, hdf5_deo, hdf5_named]
 
 
 @pytest.mark.parametrize('make', FORMATS, ids=lambda f: f.__name__)
-def test_same_window_through_every_format(make, tmp_path, cut):
+def test_same_window_through_every_format(make, tmp_path, cut, served):
     path, kw = make(tmp_path, cut)
+    path = str(path).replace('{served}', served)
     kw = dict(sensor='sentinel2_l1c', bands=BANDS) | kw
     scene = open_scenes(path, **kw)[-1]
     y, x, h, w = WINDOW
@@ -127,6 +157,54 @@ def test_same_window_through_every_format(make, tmp_path, cut):
     assert batch['ms'].shape == (2, 4, 64, 64) and batch['ms_valid'].all()
     full = np.pad(cut[1], ((0, 0), (0, 0), (0, 0)))
     assert all(any(np.array_equal(b, full[:, i:i+64, j:j+64]) for i in (0, 64) for j in (0, 64, 128)) for b in batch['ms'].numpy())
+    close_handles()
+
+
+def png(d, x, cut): _save(d/'p.png', x, (cut[0], None, None), driver='PNG'); return d/'p.png', 'rgb', {}
+def webp(d, x, cut): _save(d/'p.webp', x, (cut[0], None, None), driver='WEBP', LOSSLESS='YES'); return d/'p.webp', 'rgb', {}
+def bmp(d, x, cut): _save(d/'p.bmp', x, (cut[0], None, None), driver='BMP'); return d/'p.bmp', 'rgb', {}
+def orthophoto(d, x, cut): _save(d/'o.tif', x, cut, driver='GTiff', compress='deflate'); return d/'o.tif', 'rgb', {}
+def rgbn(d, x, cut): _save(d/'n.tif', np.concatenate([x, x[:1]]), cut, driver='GTiff', photometric='RGB', alpha='NO'); return d/'n.tif', 'rgbn', dict(bands=['red', 'green', 'blue'])
+
+
+def pair(d, x, cut):
+    _save(d/'a_dom.tif', x, cut, driver='GTiff')
+    _save(d/'a_dsm.tif', np.random.default_rng(0).normal(50, 3, (1, 128, 192)).astype('f4'), cut, driver='GTiff')
+    return d/'*_dom.tif', 'rgb', dict(modalities=dict(dsm=dict(path=str(d/'*_dsm.tif'), sensor='dsm')))
+
+
+@pytest.mark.parametrize('make', [png, webp, bmp, orthophoto, rgbn, pair], ids=lambda f: f.__name__)
+def test_same_colours_through_every_format(make, tmp_path, cut):
+    x = (cut[1][[2, 1, 0]]//16).clip(1, 255).astype('uint8')
+    path, sensor, kw = make(tmp_path, x, cut)
+    modalities, (y, c, h, w) = kw.pop('modalities', None), WINDOW
+    scene, = open_scenes(sorted(map(str, tmp_path.glob(path.name))), sensor, **kw)
+    want = x[:, y:y+h, c:c+w]/np.float32(255)
+    got, valid = read_window(scene, WINDOW)
+    np.testing.assert_allclose(got, want, atol=1e-7); assert valid.all()
+    np.testing.assert_allclose(band_statistics(scene).mean, x.mean((1, 2))/255, rtol=1e-5)
+    assert len(window_index(scene, 64)) == 6 and bool(scene.crs) == (scene.name.endswith('.tif'))
+    batch, = eo_dataloaders(path, sensor, size=64, bs=2, valid_pct=.2, device='cpu', in_memory=False, name='rgb', modalities=modalities, **kw).one_batch()
+    cuts = [x[:, i:i+64, j:j+64]/np.float32(255) for i in (0, 64) for j in (0, 64, 128)]
+    assert all(any(np.allclose(b, v, atol=1e-6) for v in cuts) for b in batch['rgb'].numpy())
+    assert ('dsm' in batch) == (modalities is not None)
+    close_handles()
+
+
+@pytest.mark.parametrize('level', ['L1C', 'L2A'])
+def test_safe_folder_of_the_whole_scene(tmp_path, level):
+    "All bands at three resolutions as the product comes: level, offset and grid are told by names and metadata."
+    root = tmp_path/f'S2A_MSI{level}_20170216T102101_N0500_R065_T33UUU_20230216T180000.SAFE'
+    sensor, tag = get_sensor(f'sentinel2_{level.lower()}'), dict(L1C='RADIO', L2A='BOA')[level]
+    for b in sensor.bands:
+        name = f'T33UUU_20170216T102101_{b.name}'
+        inner = f'{name}.jp2' if level == 'L1C' else f'R{b.gsd:.0f}m/{name}_{b.gsd:.0f}m.jp2'
+        to = root/'GRANULE'/f'{level}_T33UUU_A008642_20170216T102204'/'IMG_DATA'/inner
+        to.parent.mkdir(parents=True, exist_ok=True); to.symlink_to(sample_scene()/f'{name}.jp2')
+    (root/f'MTD_MSI{level}.xml').write_text(f'<x><{tag}_ADD_OFFSET_VALUES_LIST><{tag}_ADD_OFFSET band_id="0">-1000</{tag}_ADD_OFFSET></x>')
+    scene, flat = open_scene(root), open_scene(sample_scene(), bands=sensor.band_names)
+    assert (scene.sensor.name, scene.sensor.band_names, scene.offset, scene.shape) == (sensor.name, sensor.band_names, -1000, (768, 1536))
+    np.testing.assert_array_equal(read_window(scene, (96, 192, 96, 96))[0], read_window(flat, (96, 192, 96, 96))[0] - 1000)
     close_handles()
 
 
@@ -163,37 +241,25 @@ def test_pair_folder_and_plain_rgb(tmp_path, cut):
     close_handles()
 
 
-class Ranges(SimpleHTTPRequestHandler):
-    "Serves byte ranges, as object stores do, and counts what it sent."
-    sent = 0
-    def log_message(self, *a): pass
-    def do_GET(self):
-        data, span = Path(self.translate_path(self.path)).read_bytes(), self.headers.get('Range')
-        a, b = (int(v or len(data) - 1) for v in span.removeprefix('bytes=').split('-')) if span else (0, len(data) - 1)
-        part = data[a:min(b, len(data) - 1) + 1]
-        self.send_response(206 if span else 200)
-        if span: self.send_header('Content-Range', f'bytes {a}-{a + len(part) - 1}/{len(data)}')
-        self.send_header('Accept-Ranges', 'bytes'); self.send_header('Content-Length', str(len(part))); self.end_headers()
-        Ranges.sent += len(part)
-        self.wfile.write(part)
-
-
-def test_http_with_range_requests(tmp_path, cut, monkeypatch):
-    for k in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY', 'all_proxy'): monkeypatch.delenv(k, raising=False)
+def test_http_with_range_requests(tmp_path, cut, served):
     noise = np.random.default_rng(0).integers(1, 60000, (4, 1024, 1024)).astype('uint16')
     noise[:, :128, :192] = cut[1]
     write_raster(tmp_path/'big.tif', noise, cut[0], BANDS, cut[2], driver='COG', blocksize=128)
-    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Ranges, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='EMPTY_DIR'):
-            scene = open_scene(f'http://127.0.0.1:{server.server_port}/big.tif', 'sentinel2_l1c', BANDS)
-            got, _ = read_window(scene, WINDOW)
-        y, x, h, w = WINDOW
-        np.testing.assert_array_equal(got, cut[1][:, y:y+h, x:x+w].astype('f4'))
-        assert Ranges.sent < .3*(tmp_path/'big.tif').stat().st_size                  # the window, not the file
-    finally:
-        close_handles(); server.shutdown()
+    Ranges.sent.value = 0
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='EMPTY_DIR'):
+        scene = open_scene(f'{served}/big.tif', 'sentinel2_l1c', BANDS)
+        got, _ = read_window(scene, WINDOW)
+    y, x, h, w = WINDOW
+    np.testing.assert_array_equal(got, cut[1][:, y:y+h, x:x+w].astype('f4'))
+    assert Ranges.sent.value < .3*(tmp_path/'big.tif').stat().st_size                      # the window, not the file
+    with pytest.raises(ValueError, match='nowhere.tif'): open_scene(f'{served}/nowhere.tif', 'sentinel2_l1c', BANDS)
+
+
+def test_http_folder_of_bands(tmp_path, cut, served):
+    pytest.importorskip('aiohttp')
+    for n, b in zip(BANDS, cut[1]): _save(tmp_path/'scene'/f'T33UUU_20170216T102101_{n}.tif', b[None], cut, driver='GTiff')
+    scene = open_scene(f'{served}/scene/', bands=BANDS)
+    np.testing.assert_array_equal(read_window(scene)[0], cut[1].astype('f4'))
 
 
 def test_time_steps_of_a_cube(tmp_path, cut):

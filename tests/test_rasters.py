@@ -12,7 +12,7 @@ from affine import Affine
 
 from eo_brew.modalities import read_ground
 from eo_brew.rasters import open_raster, open_scene, open_scenes, sample_labels, sample_scene, write_raster
-from eo_brew.reading import close_handles, handles, read_window
+from eo_brew.reading import Scene, close_handles, handles, read_window
 
 UTM = rasterio.CRS.from_epsg(32633)
 
@@ -117,6 +117,54 @@ def test_replaced_file(tmp_path):
     save(tmp_path/'a.tif', np.full((9, 9), 9, 'uint16'))
     with pytest.raises(ValueError, match='was replaced or removed after the scene was opened'): read_window(scene)
     assert (read_window(open_scene(tmp_path/'a.tif', 'sentinel2_l1c', bands=['B02'], offset=0))[0] == 9).all()      # no open dataset of the old file
+
+
+def test_file_replaced_while_it_is_read(tmp_path, monkeypatch):
+    "Between the check and the pixels: what was read may be half of each."
+    f = save(tmp_path/'a.tif', np.ones((8, 8), 'uint16'))
+    scene, real = open_scene(f, 'sentinel2_l1c', ['B02'], offset=0), Scene.raw
+    def late(self, *args):
+        got = real(self, *args)
+        save(f, np.full((8, 8), 9, 'uint16'), compress='lzw')
+        return got
+    monkeypatch.setattr(Scene, 'raw', late)
+    with pytest.raises(ValueError, match=r'a\.tif, window \(0, 0, 8, 8\).*was replaced or removed'): read_window(scene)
+
+
+def test_replaced_file_on_other_ground_and_in_hdf5(tmp_path):
+    h5py = pytest.importorskip('h5py')
+    scene = open_scene(save(tmp_path/'a.tif', np.ones((8, 8), 'uint16')), 'sentinel2_l1c', ['B02'], offset=0)
+    read_ground(scene, scene.bounds, scene.crs, 4)
+    save(tmp_path/'a.tif', np.full((9, 9), 9, 'uint16'))
+    with pytest.raises(ValueError, match=r'a\.tif, ground .* was replaced'): read_ground(scene, scene.bounds, scene.crs, 4)
+    for n in (5, 6):
+        (tmp_path/'new.h5').unlink(missing_ok=True)
+        with h5py.File(tmp_path/'new.h5', 'w') as f: f['images'] = np.full((2, 13, 8, 8 + n), n, 'uint16')
+        one = open_scenes(tmp_path/'new.h5', 'sentinel2_l1c', offset=0)[1]          # no open file of the old one
+        assert (read_window(one)[0] == n).all() and one.shape == (8, 8 + n)
+
+
+@pytest.mark.parametrize('share', [.99, .5, .02])
+def test_truncated_jp2(tmp_path, share):
+    "GDAL decodes JP2s in threads of its own and the error is lost there: what lay in memory came back as pixels."
+    for n in ('B04', 'B08'):
+        data = next(sample_scene().glob(f'*_{n}.jp2')).read_bytes()
+        (tmp_path/f'T33UUU_20170216T102101_{n}.jp2').write_bytes(data[:int(len(data)*share)] if n == 'B04' else data)
+    for bands in (['B04'], ['B08', 'B04']):                                            # alone, and in a virtual raster
+        scene = open_scene(tmp_path, bands=bands)
+        with pytest.raises(ValueError, match='cannot be read'): read_window(scene)
+        with pytest.raises(ValueError, match='Is the file complete'): read_ground(scene, scene.bounds, scene.crs, scene.shape)
+    assert read_window(open_scene(tmp_path, bands=['B08']), (700, 1400, 60, 60))[1].all()
+
+
+@pytest.mark.parametrize('ext,driver', [('png', 'PNG'), ('jpg', 'JPEG'), ('webp', 'WEBP'), ('tif', 'GTiff')])
+def test_truncated_pictures(tmp_path, ext, driver):
+    x = np.random.default_rng(0).integers(1, 255, (3, 128, 128)).astype('uint8')
+    f = tmp_path/f'a.{ext}'
+    with rasterio.open(f, 'w', driver=driver, dtype='uint8', count=3, height=128, width=128) as dst: dst.write(x)
+    data = f.read_bytes()
+    f.write_bytes(data[:len(data)*3//4])
+    with pytest.raises(ValueError, match=f'a.{ext}.*Is the file complete'): read_window(open_scene(f, 'rgb'))
 
 
 def test_bands_of_another_place_or_crs(tmp_path):
