@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/predict.py [--arch vit_small_patch16_224] [--side 2304] [--device cuda] [--out FILE.json]
     OMP_NUM_THREADS=1 python benchmarks/predict.py --memory
+    OMP_NUM_THREADS=1 python benchmarks/predict.py --seams --arch vit_small_patch14_dinov2 --checkpoint WEIGHTS
 
 Speed: an encoder over a COG of real pixels (4 bands, uint16), to a COG of three principal components. A window counts once, though
 neighbouring blocks compute the row and the column between them twice, and reading, blending, projecting and writing are inside the
@@ -11,6 +12,9 @@ programs on the machine disturb less.
 
 Memory: a process of its own maps a scene with a model that costs nothing, once with 5,000 x 5,000 and once with 20,000 x 20,000
 pixels (4 bands; one tile in eight holds pixels, the others are empty but count as measured), and tells how far its peak rose.
+
+Seams: tokens of the sample scene by timm weights; the mean step between neighbouring cells where a window begins or ends, over the mean
+step elsewhere, without overlap and with the default one.
 """
 import argparse
 import json
@@ -115,14 +119,26 @@ def memory(a):
     return dict(memory=out)
 
 
+def seams(a):
+    encoder = create_encoder(a.arch, {'ms': S4}, img_size=a.size, patch_size=a.patch, checkpoint=a.checkpoint).eval().to(a.device)
+    scene, out = open_scene(sample_scene(), bands=S4.band_names), {}
+    for overlap in 0, None:
+        s = Sweep(encoder, scene, size=a.size, overlap=overlap, device=a.device)
+        steps = np.abs(np.diff(s.region(0, 0, *s.shape)[0], axis=2)).mean((0, 1))
+        border = np.isin(np.arange(1, s.shape[1]), [e for x in s.xs for e in (x, x + s.n)])
+        out[f'{s.overlap*s.cell} px'] = round(float(steps[border].mean()/steps[~border].mean()), 3)
+    return dict(arch=a.arch, window=a.size, patch=a.patch, seams_by_overlap=out)
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument('--arch', default='vit_small_patch16_224'); p.add_argument('--device', default='cpu'); p.add_argument('--out')
     for k, v in dict(size=224, patch=16, side=2304, bs=8, repeats=3).items(): p.add_argument(f'--{k}', type=int, default=v)
     p.add_argument('--memory', action='store_true'); p.add_argument('--sides', type=int, nargs='+', default=[5000, 20000]); p.add_argument('--peak')
+    p.add_argument('--seams', action='store_true'); p.add_argument('--checkpoint')
     a = p.parse_args()
     if a.device == 'cpu': torch.set_num_threads(1)
-    result = peak(a.peak) if a.peak else memory(a) if a.memory else speed(a)
+    result = peak(a.peak) if a.peak else memory(a) if a.memory else seams(a) if a.seams else speed(a)
     print(json.dumps(result))
     if a.out: Path(a.out).write_text(json.dumps(result, indent=1))
 
