@@ -9,6 +9,7 @@ __all__ = ['COMMANDS', 'main', 'run_demo', 'add_demo', 'run_pretrain', 'add_pret
 # %% ../nbs/20_cli.ipynb #ddc21f96
 import argparse
 import difflib
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -154,9 +155,11 @@ COMMANDS['info'] = add_info
 # %% ../nbs/20_cli.ipynb #0ddeb9ba
 def _load(args):
     "Encoder, modality and layers of a command."
+    from eo_brew.export import from_pretrained
     from eo_brew.sensors import check_name
     from eo_brew.weights import load_encoder
-    encoder = load_encoder(args.encoder)
+    on_hub = not Path(args.encoder).exists() and re.fullmatch(r'[\w.-]+/[\w.-]+', args.encoder) and not args.encoder.endswith('.safetensors')
+    encoder = (from_pretrained if on_hub else load_encoder)(args.encoder)
     modality = check_name(args.modality or next(iter(encoder.modalities)), encoder.modalities, 'modality')
     return encoder, modality, tuple(args.layers or ()) or None
 
@@ -194,7 +197,7 @@ def add_predict(
 ):
     "Arguments of `eo_brew predict`."
     p = commands.add_parser('predict', help='a map of a whole scene: tokens, or classes when labels are given')
-    p.add_argument('encoder', help='encoder.safetensors, or the folder that holds it')
+    p.add_argument('encoder', help='encoder.safetensors, the folder that holds it, or USER/NAME on the Hugging Face hub')
     p.add_argument('scene', help='raster, or folder with one file a band')
     p.add_argument('--out', required=True, help='.tif (COG) or .zarr to write')
     p.add_argument('--labels', help='raster of classes on the grid of the scene, 255 = unlabelled: makes a map of classes')
@@ -234,7 +237,7 @@ def add_export(
 ):
     "Arguments of `eo_brew export`."
     p = commands.add_parser('export', help='an encoder as ONNX, or as a folder in the layout of the hub')
-    p.add_argument('encoder', help='encoder.safetensors, or the folder that holds it')
+    p.add_argument('encoder', help='encoder.safetensors, the folder that holds it, or USER/NAME on the Hugging Face hub')
     p.add_argument('out', help='file.onnx, or a folder')
     p.add_argument('--modality', help='ONNX: input (default: the first of the encoder)')
     p.add_argument('--layers', type=int, nargs='+', help='ONNX: further outputs')

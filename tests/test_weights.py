@@ -4,6 +4,7 @@ import json, os, signal, subprocess, sys, time
 import pytest, timm, torch
 from safetensors.torch import load_file, save_file
 
+from eo_brew.cli import main
 from eo_brew.encoders import create_encoder
 from eo_brew.export import export_onnx, export_program, from_pretrained, push, save_folder
 from eo_brew.sensors import get_sensor
@@ -68,6 +69,8 @@ def test_push_and_from_pretrained_without_a_network(tmp_path, monkeypatch):
     (repo/'refs').mkdir(); (repo/'refs'/'main').write_text('a'*40)
     for revision in None, 'main', 'a'*40:
         with torch.no_grad(): assert torch.equal(from_pretrained('someone/brew', revision)(x).cls, enc(x).cls)
+    assert main(['export', 'someone/brew', str(tmp_path/'copy')]) == 0 and load_encoder(tmp_path/'copy').config == enc.config
+    assert main(['export', 'someone/else', str(tmp_path/'none')]) == 2 and not (tmp_path/'none').exists()
     for bad in ('someone/brew', 'v2'), ('someone/else', None):
         with pytest.raises(ValueError, match='neither a folder here nor reachable'): from_pretrained(*bad)
     with pytest.raises(ValueError, match='could not be written.*The files are in'): push(enc, 'someone/brew', tmp_path/'up', method='deo')
