@@ -9,7 +9,6 @@ __all__ = ['COMMANDS', 'main', 'run_demo', 'add_demo', 'run_pretrain', 'add_pret
 # %% ../nbs/20_cli.ipynb #ddc21f96
 import argparse
 import difflib
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -157,9 +156,7 @@ def _load(args):
     "Encoder, modality and layers of a command."
     from eo_brew.export import from_pretrained
     from eo_brew.sensors import check_name
-    from eo_brew.weights import load_encoder
-    on_hub = not Path(args.encoder).exists() and re.fullmatch(r'[\w.-]+/[\w.-]+', args.encoder) and not args.encoder.endswith('.safetensors')
-    encoder = (from_pretrained if on_hub else load_encoder)(args.encoder)
+    encoder = from_pretrained(args.encoder)
     modality = check_name(args.modality or next(iter(encoder.modalities)), encoder.modalities, 'modality')
     return encoder, modality, tuple(args.layers or ()) or None
 

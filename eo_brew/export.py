@@ -7,7 +7,7 @@ __all__ = ['resize_matrix', 'free_positions', 'PlainEncoder', 'any_size', 'expor
            'model_card', 'save_folder', 'push', 'from_pretrained']
 
 # %% ../nbs/18c_export.ipynb #1b8db1bf
-import json
+import json, re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -190,7 +190,7 @@ def from_pretrained(
     revision:str=None, # branch, tag or commit
 ) -> Encoder:
     "An encoder from the hub, its cache, or a local folder."
-    if Path(repo).exists(): return load_encoder(repo)
+    if Path(repo).exists() or not re.fullmatch(r'[\w.-]+/[\w.-]+(?<!\.safetensors)', str(repo)): return load_encoder(repo)
     hub = _need('huggingface_hub', 'hub')
     try: path = hub.hf_hub_download(str(repo), 'encoder.safetensors', revision=revision)
     except Exception as e: raise ValueError(f'repo={str(repo)!r} is neither a folder here nor reachable on the hub: {str(e)[:300]}. Copy its encoder.safetensors here and give the path') from e
