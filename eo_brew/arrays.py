@@ -33,11 +33,10 @@ def open_container(
             return h5py.File(path, 'r')
         if path.rstrip('/').endswith('.zarr'): return xr.open_zarr(path, chunks=None, consolidated=None)
         return xr.open_dataset(path, chunks=None)
-    except (ImportError, ValueError) as e:
-        extra = 'hdf5' if path.endswith(('.h5', '.hdf5')) else 'zarr' if path.endswith('.zarr') else 'netcdf'
-        raise ValueError(f"path={path!r} cannot be opened ({e}): install what reads it with pip install 'eo_brew[{extra}]'") from e
-    except OSError as e:
-        raise ValueError(f'path={path!r} cannot be opened ({e}): check that it exists and is complete') from e
+    except (ImportError, ValueError, OSError) as e:
+        extra = 'hdf5' if path.endswith(('.h5', '.hdf5')) else 'zarr' if path.rstrip('/').endswith('.zarr') else 'netcdf'
+        raise ValueError(f"path={path!r} cannot be opened ({e}): check that it exists, is complete, and that what reads it is "
+                         f"installed (pip install 'eo_brew[{extra}]')") from e
 
 # %% ../nbs/01d_arrays.ipynb #efc01c33
 _DIMS = dict(n='time|t|date|n|sample|patch', c='band|bands|channel|wavelength|c', y='y|lat|latitude|row|northing', x='x|lon|longitude|col|column|easting')

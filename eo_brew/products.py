@@ -49,12 +49,18 @@ def list_files(
     path = os.fspath(path)
     archive, inner = _split_zip(path)
     if archive:
-        with zipfile.ZipFile(archive) as z: return sorted(f'/vsizip/{archive}/{n}' for n in z.namelist() if n.startswith(inner) and n[-1] != '/')
+        with _open_zip(archive) as z: return sorted(f'/vsizip/{archive}/{n}' for n in z.namelist() if n.startswith(inner) and n[-1] != '/')
     if '://' in path:
         import fsspec
-        fs, root = fsspec.core.url_to_fs(path)
-        return sorted(fs.unstrip_protocol(f) for f in fs.find(root))
+        try:
+            fs, root = fsspec.core.url_to_fs(path)
+            return sorted(fs.unstrip_protocol(f) for f in fs.find(root))
+        except (ImportError, OSError, ValueError) as e: raise ValueError(f'path={path!r} cannot be listed: {e}. Single files need no listing') from e
     return sorted(str(p) for p in Path(path).rglob('*') if p.is_file() and '.zarr/' not in p.as_posix())
+
+def _open_zip(path:str):
+    try: return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as e: raise ValueError(f'path={path!r}: {e}; is it complete?') from e
 
 def read_text(
     path:str, # local, or `/vsizip/...`
