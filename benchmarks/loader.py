@@ -6,7 +6,7 @@ All three read the same COGs (made from the shipped scene, tiled 4 x 4, 10 bands
 rasterio reads the same windows in the same order, block reads with one open dataset a file, in as many processes as the
 loaders have workers, and returns the arrays as they are. eo_brew (threads, as `eo_dataloaders` does by itself, and processes)
 and torchgeo (processes) return float batches. Processes are timed from the first batch on, so their start and what they read
-ahead cost them nothing; threads from the start. Each runs in turn, `--repeats` times in one process; the median counts.
+ahead cost them nothing; threads from the start. They run in turn, `--repeats` times, each time in a new process; the median counts.
 Seconds of processor time (all processes, start included) are given too: other load on the machine changes them less.
 torchgeo is left out when it is not installed.
 """
@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -30,7 +32,7 @@ from rasterio.windows import Window
 from eo_brew.loader import EODataLoader
 from eo_brew.patches import PatchDataset
 from eo_brew.rasters import open_scene, open_scenes, sample_scene, write_raster
-from eo_brew.reading import close_handles, read_window
+from eo_brew.reading import read_window
 from eo_brew.windows import window_index
 
 BANDS = 'B02 B03 B04 B05 B06 B07 B08 B8A B11 B12'.split()
@@ -68,18 +70,33 @@ def time_bare(scenes, windows, workers):
         return time.perf_counter() - t
 
 
+def alone(f, *args):
+    "Seconds that `f` returns, and of processor time, in a process of its own: nobody inherits another's caches."
+    with ProcessPoolExecutor(1, mp_context=get_context('fork')) as ex: return ex.submit(_alone, f, args).result()
+
+
+def _alone(f, args):
+    c = cpu_seconds()
+    return f(*args), cpu_seconds() - c
+
+
 def cpu_seconds():
     "Of this process and of its children that have ended."
     return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
-def time_ours(scenes, windows, workers, bs=32, how='threads'):
-    dl = EODataLoader(PatchDataset(scenes, windows, in_memory=False), bs=bs, shuffle=True, device=torch.device('cpu'), **{how: workers})
-    if how == 'num_workers': return time_loader((len(b['index']) for b, in dl), len(windows))
-    t = time.perf_counter()
+def time_threads(scenes, windows, workers):
+    dl, t = loader_of(scenes, windows, threads=workers), time.perf_counter()
     assert sum(len(b['index']) for b, in dl) == len(windows)
-    close_handles()
     return time.perf_counter() - t
+
+
+def time_processes(scenes, windows, workers):
+    return time_loader((len(b['index']) for b, in loader_of(scenes, windows, num_workers=workers)), len(windows))
+
+
+def loader_of(scenes, windows, **how):
+    return EODataLoader(PatchDataset(scenes, windows, in_memory=False), bs=32, shuffle=True, device=torch.device('cpu'), **how)
 
 
 def time_loader(lengths, n):
@@ -91,13 +108,13 @@ def time_loader(lengths, n):
     return (time.perf_counter() - t)*n/rest
 
 
-def time_torchgeo(folder, n, size, workers, bs=32):
+def time_torchgeo(folder, scenes, windows, workers, bs=32):
     from torch.utils.data import DataLoader
     from torchgeo.datasets import RasterDataset, stack_samples
     from torchgeo.samplers import RandomGeoSampler, Units
     class Scenes(RasterDataset):
         filename_glob, is_image, separate_files = 'scene*.tif', True, False
-    ds = Scenes(str(folder))
+    ds, n, size = Scenes(str(folder)), len(windows), windows.size
     dl = DataLoader(ds, batch_size=bs, sampler=RandomGeoSampler(ds, size=size, length=n, units=Units.PIXELS), num_workers=workers, collate_fn=stack_samples)
     return time_loader((len(b['image']) for b in dl), n)
 
@@ -155,19 +172,12 @@ def main():
         make_cogs(d, a.scenes)
         scenes = open_scenes(d, 'sentinel2_l1c', BANDS)
         windows = window_index(scenes, a.size, n=a.windows, seed=0)
-        times = dict(bare=[], eo_brew=[], eo_brew_processes=[], torchgeo=[])
-        def run(name, f, *args, **kwargs):
-            t = cpu_seconds()
-            times[name].append((f(*args, **kwargs), cpu_seconds() - t))
-        for _ in range(a.repeats):
-            run('bare', time_bare, scenes, windows, a.workers)
-            run('eo_brew', time_ours, scenes, windows, a.workers)
-            run('eo_brew_processes', time_ours, scenes, windows, a.workers, how='num_workers')
-            try: run('torchgeo', time_torchgeo, d, a.windows, a.size, a.workers)
-            except ImportError as e: print('torchgeo is left out:', e)
-        close_handles()
+        runs = dict(bare=time_bare, eo_brew=time_threads, eo_brew_processes=time_processes, torchgeo=partial(time_torchgeo, d))
+        try: import torchgeo.datasets, torchgeo.samplers       # before the clock runs
+        except ImportError as e: print('torchgeo is left out:', e); del runs['torchgeo']
+        rounds = [{k: alone(f, scenes, windows, a.workers) for k, f in runs.items()} for _ in range(a.repeats)]
     size = a.windows*a.size**2*len(BANDS)*2
-    median = {k: np.median(v, 0) for k, v in times.items() if v}
+    median = {k: np.median([r[k] for r in rounds], 0) for k in runs}
     out = {k: dict(windows_per_s=round(a.windows/t, 1), MB_per_s=round(size/1e6/t, 1), cpu_ms_per_window=round(1e3*c/a.windows, 2)) for k, (t, c) in median.items()}
     for other in median.keys() - {'eo_brew'}:
         out[f'eo_brew/{other}'] = dict(windows_per_s=round(median[other][0]/median['eo_brew'][0], 2), per_cpu_s=round(median[other][1]/median['eo_brew'][1], 2))
