@@ -4,20 +4,22 @@ The plain version does what DEO-FM's training loop does, written out anew: one p
 step), torch's ordinary AdamW, a Python loop for the moving average and one for the clipping, per-sample views on the
 CPU. Both have the same student, heads, teachers, losses and crops. The order of the two alternates; medians are printed.
 
-    python benchmarks/deo_step.py [--arch vit_tiny_patch16_224] [--bs 4] [--repeats 5] [--device cuda] [--bf16] [--compile]
+    python benchmarks/deo_step.py [--arch vit_tiny_patch16_224] [--bs 4] [--repeats 5] [--device cuda] [--bf16] [--compile] [--profile] [--save]
 """
 import argparse
+import statistics
 import time
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+from fastai.callback.core import Callback, CancelFitException
 from fastai.torch_core import set_seed
-from torchvision.transforms import v2
+from record import record
+from torchvision.transforms import RandomResizedCrop, v2
 
 from eo_brew.coding_rate import SimDINOLoss
 from eo_brew.data import eo_dataloaders
-from eo_brew.deo import DEOModel, deo_learner
+from eo_brew.deo import deo_learner
+from eo_brew.dry_run import BF16, compile_blocks
 from eo_brew.losses import cls_distill_loss, patch_distill_loss
 from eo_brew.rasters import sample_scene
 from eo_brew.runs import S2_GROUND_BANDS
@@ -42,7 +44,7 @@ class PlainStep:
             for _ in range(n):
                 ms, rgb = [], []
                 for m, r in zip(batch['ms'].cpu(), batch['rgb'].cpu()):
-                    i, j, h, w = v2.RandomResizedCrop.get_params(m, scale, (3/4, 4/3)) if hasattr(v2.RandomResizedCrop, 'get_params') else _box(m, scale)
+                    i, j, h, w = RandomResizedCrop.get_params(m, list(scale), [3/4, 4/3])
                     flip = torch.rand(()) < .5
                     a, b = (v2.functional.resized_crop(t, i, j, h, w, [size, size], antialias=True) for t in (m, r))
                     if flip: a, b = a.flip(-1), b.flip(-1)
@@ -75,13 +77,6 @@ class PlainStep:
         return loss
 
 
-def _box(x, scale):
-    h, w = x.shape[-2:]
-    s = (h*w*np.random.uniform(*scale))**.5
-    s = int(min(max(s, 8), h))
-    return np.random.randint(0, h - s + 1), np.random.randint(0, w - s + 1), s, s
-
-
 def learner_step(learn, batch):
     "One step through fastai's own loop, with all callbacks."
     learn.one_batch(0, (dict(batch),))
@@ -91,36 +86,40 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--arch', default='vit_tiny_patch16_224'); p.add_argument('--bs', type=int, default=4)
     p.add_argument('--repeats', type=int, default=5); p.add_argument('--device', default='cpu')
-    p.add_argument('--bf16', action='store_true'); p.add_argument('--compile', action='store_true')
+    p.add_argument('--bf16', action='store_true'); p.add_argument('--compile', action='store_true'); p.add_argument('--save', action='store_true'); p.add_argument('--profile', action='store_true')
     args = p.parse_args()
     set_seed(0)
     dls = eo_dataloaders(sample_scene(), sensor='sentinel2_l1c', bands=S2_GROUND_BANDS, size=256, bs=args.bs, n=max(64, 4*args.bs), valid_pct=.05, device=args.device)
     vfm = efficientnet_lite_teacher().to(args.device)
     learners = [deo_learner(dls, args.arch, vfm) for _ in range(2)]
     for l in learners: l.model.to(args.device).train()
-    ours, plain = learners[0], PlainStep(learners[1], vfm, dls.sensors['ms'], args.bf16)
-    if args.bf16: ours.to_bf16()
-    if args.compile: ours.model.encoder.compile()
+    ours, plain = learners[0], PlainStep(learners[1], vfm, dls.sensors['ms'], args.bf16 and args.device == 'cuda')
+    if args.bf16: ours.add_cb(BF16())
+    if args.compile: compile_blocks(ours.model)
     batch = dls.train.one_batch()[0]
     times = {'plain': [], 'eo_brew': []}
     sync = torch.cuda.synchronize if args.device == 'cuda' else (lambda: None)
     def timed(name, f):
-        sync(); t = time.perf_counter(); f(); sync(); times[name].append(time.perf_counter() - t)
-    class Bench(Exception): pass
-    # the learner's own loop needs fit's set-up: one epoch is begun, the benchmark runs inside it
-    from fastai.callback.core import Callback, CancelFitException
+        sync(); t, c = time.perf_counter(), time.process_time(); f(); sync(); times[name].append((time.perf_counter() - t, time.process_time() - c))
     class Inside(Callback):
+        "The learner's own loop needs `fit`'s set-up: one epoch is begun, the benchmark runs inside it"
         order = 200
         def before_train(self):
             self.learn.n_iter = 10**6
+            steps = ('plain', lambda: plain(batch)), ('eo_brew', lambda: learner_step(self.learn, batch))
             for r in range(args.repeats + 1):
-                for name, f in (('plain', lambda: plain(batch)), ('eo_brew', lambda: learner_step(self.learn, batch)))[::1 if r % 2 else -1]: timed(name, f)
+                for name, f in steps[::1 if r % 2 else -1]: timed(name, f)
+            if args.profile:
+                with torch.profiler.profile() as prof: learner_step(self.learn, batch)
+                print(prof.key_averages().table(sort_by='self_cpu_time_total' if args.device == 'cpu' else 'self_cuda_time_total', row_limit=25, max_name_column_width=40))
             raise CancelFitException()
     ours.add_cb(Inside())
-    with ours.no_logging(), ours.no_mbar(): ours.fit(1)
-    med = {k: np.median(v[1:]) for k, v in times.items()}
-    for k, v in med.items(): print(f'{k:8s} {v*1e3:8.0f} ms a step   {args.bs/v:7.2f} images/s')
-    print(f'ratio    {med["plain"]/med["eo_brew"]:.2f}x   ({args.arch}, 2x224 + 10x96, batch {args.bs}, {args.device}, {torch.get_num_threads()} threads, medians of {args.repeats})')
+    with ours.no_logging(), ours.no_bar(): ours.fit(1)
+    wall, cpu = ({k: statistics.median(t[i] for t in v[1:]) for k, v in times.items()} for i in (0, 1))
+    for k, v in wall.items(): print(f'{k:8s} {v*1e3:8.0f} ms a step   {args.bs/v:7.2f} images/s   {cpu[k]*1e3:8.0f} ms of CPU time')
+    print(f'ratio    {wall["plain"]/wall["eo_brew"]:.2f}x, of CPU time {cpu["plain"]/cpu["eo_brew"]:.2f}x   ({args.arch}, 2x224 + 10x96, batch {args.bs}, {args.device}, {torch.get_num_threads()} threads, medians of {args.repeats})')
+    if args.save: record('DEO step' + ', bf16'*args.bf16 + ' (GPU)'*(args.device == 'cuda'), args.device, what=f'DEO step, {args.arch}, 2 x 224 + 10 x 96, batch {args.bs}' + ', bf16'*args.bf16,
+                         plain=args.bs/wall['plain'], ours=args.bs/wall['eo_brew'], unit='images/s', ratio=wall['plain']/wall['eo_brew'], target=2. if args.device == 'cuda' else 1.5, better='more')
 
 
 if __name__ == '__main__': main()

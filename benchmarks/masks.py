@@ -9,6 +9,7 @@ machine do not count. On a GPU a second line says whether a call waits for the d
 import argparse, statistics, time
 
 import torch
+from record import record
 
 from eo_brew.masking import cross_modal_mask, info_mask, info_scores
 
@@ -58,13 +59,17 @@ def times(f, repeats, device):
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (('bs', 16), ('size', 320), ('bands', 10), ('patch', 16), ('repeats', 20)): ap.add_argument(f'--{name}', type=int, default=default)
-    ap.add_argument('--device', default='cpu')
+    ap.add_argument('--device', default='cpu'); ap.add_argument('--save', action='store_true')
     a = ap.parse_args()
     torch.manual_seed(0); torch.set_num_threads(1)
     images = [torch.rand(a.bs, c, a.size, a.size, device=a.device)*255 for c in (3, a.bands)]
+    found = {}
     for name, f, n in (('batched', lambda: batched(images, a.patch, .4), a.bs), ('loop', lambda: looped([x[:1].cpu() for x in images], a.patch, .4), 1)):
         t = [x/n for x in times(f, a.repeats if n > 1 else 3, a.device)]
-        print(f'{name}: {statistics.median(t):.2f} ms a pair ({min(t):.2f})')
+        found[name] = statistics.median(t)
+        print(f'{name}: {found[name]:.2f} ms a pair ({min(t):.2f})')
+    if a.save: record('masks' + ' (GPU)'*(a.device == 'cuda'), a.device, what=f'information-aware masks, {a.size} px', plain=found['loop'], ours=found['batched'], unit='ms a pair',
+                      ratio=found['loop']/found['batched'], target=4. if a.device == 'cpu' else .1, better='less')
     if a.device == 'cpu': return
     torch.cuda.set_sync_debug_mode('error')
     batched(images, a.patch, .4)

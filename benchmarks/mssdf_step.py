@@ -16,6 +16,7 @@ from itertools import permutations
 import torch
 import torch.nn.functional as F
 from masks import looped
+from record import record
 
 from eo_brew.callbacks import adamw, decay_groups
 from eo_brew.encoders import create_encoder
@@ -88,7 +89,7 @@ class Looped:
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--arch', default='vit_small_patch16_224'); ap.add_argument('--device', default='cpu')
+    ap.add_argument('--arch', default='vit_small_patch16_224'); ap.add_argument('--device', default='cpu'); ap.add_argument('--save', action='store_true')
     for name, default in (('bs', 16), ('size', 160), ('bands', 10), ('repeats', 3), ('threads', 2)): ap.add_argument(f'--{name}', type=int, default=default)
     a = ap.parse_args()
     torch.manual_seed(0); torch.set_num_threads(a.threads)
@@ -110,6 +111,8 @@ def main():
     for c in clocks:
         loop, batched = (statistics.median(seconds[c, n]) for n in ('loop', 'batched'))
         print(f'{c}: batched {batched:.2f} s a step ({min(seconds[c, "batched"]):.2f}), loop {loop:.2f} ({min(seconds[c, "loop"]):.2f}), ratio {loop/batched:.2f}')
+    if a.save: record('MSSDF step' + ' (GPU)'*(a.device == 'cuda'), a.device, what=f'MSSDF step, {a.arch}, {a.size} px, batch {a.bs}', plain=loop, ours=batched,
+                      unit='s a step', ratio=loop/batched, target=4., better='more')
 
 
 if __name__ == '__main__': main()

@@ -38,6 +38,9 @@ def pack(
         return {'tensor': path}
     # pairs, because JSON would turn the optimizer's integer keys into strings
     if isinstance(state, dict): return {'items': [[k, pack(v, tensors, f'{path}/{k}')] for k, v in state.items()]}
+    if isinstance(state, (list, tuple)) and len(state) > 64 and (kind := set(map(type, state))) in ({int}, {float}):
+        tensors[path] = torch.tensor(state, dtype=torch.int64 if kind == {int} else torch.float64)     # a history, long after days
+        return {'row': path}
     if isinstance(state, (list, tuple)): return [pack(v, tensors, f'{path}/{i}') for i, v in enumerate(state)]
     if isinstance(state, np.generic): return state.item()
     return state
@@ -50,6 +53,7 @@ def unpack(
     "Put the tensors back where the skeleton says."
     if isinstance(skeleton, dict):
         if 'tensor' in skeleton: return tensors[skeleton['tensor']]
+        if 'row' in skeleton: return tensors[skeleton['row']].tolist()
         return {k: unpack(v, tensors) for k, v in skeleton['items']}
     return [unpack(v, tensors) for v in skeleton] if isinstance(skeleton, list) else skeleton
 
@@ -168,7 +172,7 @@ class CheckpointCallback(Callback):
 # %% ../nbs/12_checkpoints.ipynb #e5f92cc4
 def _recorder_state(r):
     rows = [[None if v is None else float(v) for v in row] for row in r.values]
-    return {k: list(getattr(r, k)) for k in ('lrs', 'iters', 'losses')} | {'values': rows, 'smooth': [r.smooth_loss.count, r.smooth_loss.val]}
+    return {'lrs': list(r.lrs), 'iters': list(r.iters), 'losses': [float(l) for l in r.losses]} | {'values': rows, 'smooth': [r.smooth_loss.count, r.smooth_loss.val]}
 
 
 def _of_all_processes(dl): return dl.bs*max(1, num_distrib())

@@ -12,7 +12,7 @@ from fastai.learner import Learner
 from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 
-from .callbacks import ClipPerTensor, EMACallback, LossPart, ScheduleCallback, adamw, decay_groups
+from .callbacks import ClipPerTensor, EMACallback, LazyLoss, LossPart, ScheduleCallback, adamw, decay_groups
 from .coding_rate import SimDINOLoss, cross_view_cosine
 from .encoders import ProjectionHead, create_encoder
 from .losses import cls_distill_loss, map_distill_loss
@@ -162,7 +162,7 @@ def deo_learner(
     if isinstance(arch, str): arch = create_encoder(arch, {modality: sensor, 'rgb': 'rgb'}, drop_path=drop_path, **kwargs)
     views = views or MultiCrop(strides=cached_strides(vfm) if vfm and cache else None)
     model = DEOModel(arch, _widths(vfm), modality, distill_from, self_distill, standardize, head_dim, hidden)
-    own = [ViewsCallback(views, sensor, modality), ScheduleCallback(warmup, wd=wd), ClipPerTensor(clip)]
+    own = [ViewsCallback(views, sensor, modality), ScheduleCallback(warmup, wd=wd), ClipPerTensor(clip), LazyLoss()]
     if self_distill: own += [EMATargets(modality), EMACallback(momentum), CollapseMonitor()]
     if vfm and cache: own.append(CacheVFM(vfm, sensor, modality, folder=None if cache is True else cache))
     if vfm: own.append(VFMTargets(vfm))

@@ -11,7 +11,7 @@ import threading
 
 import torch
 from fastai.callback.core import Callback
-from fastai.torch_core import rank_distrib
+from fastai.torch_core import num_distrib, rank_distrib
 
 from .checkpoints import CheckpointCallback, list_checkpoints, rng_state
 
@@ -37,16 +37,18 @@ class StopOnSignal(Callback):
     def before_fit(self):
         self.saver = next((c for c in self.learn.cbs if isinstance(c, CheckpointCallback)), None)
         if self.saver is None: raise ValueError('StopOnSignal has nowhere to write: add a CheckpointCallback too')
-        self.caught, self.waiting = None, False
+        self.caught, self.waiting, self.alone = None, False, num_distrib() <= 1
         if threading.current_thread() is threading.main_thread():
             self.old = {s: signal.signal(s, self._catch) for s in self.signals}
     def after_fit(self): self._put_back()
 
+    def agree(self, caught): return caught         # of several processes, `DistributedCallback` asks all
+
     def before_batch(self): self.waiting = False
     def before_validate(self): self.rng = rng_state()
     def after_batch(self):
-        if self.caught and not self.saver._adding_up(): self._leave(None if self.training else self.rng)
-        if self.training and self.dl.fake_l.num_workers: self.rng, self.waiting = rng_state(), True
+        if (told := self.agree(self.caught)) and not self.saver._adding_up(): self._leave(None if self.training else self.rng, told)
+        if self.alone and self.training and self.dl.fake_l.num_workers: self.rng, self.waiting = rng_state(), True
     def after_train(self): self.waiting = False
 
     def _put_back(self):
@@ -58,14 +60,15 @@ def _catch(self:StopOnSignal, number, frame):
     "What the process does when the signal comes."
     again, self.caught = self.caught, signal.Signals(number).name
     if again: self._put_back(); raise SystemExit(EXIT_STOPPED)
-    if self.waiting and not self.saver._adding_up(): self._leave(self.rng)
+    if self.waiting and not self.saver._adding_up(): self._leave(self.rng, self.caught)
 
 
-def _leave(self:StopOnSignal, rng):
-    "Checkpoint and exit; of several processes the first one writes and says so."
+def _leave(self:StopOnSignal, rng, told):
+    "Checkpoint and exit; of several processes the first one writes and says so, and the others wait for it."
     self._put_back()
     self.saver.save(rng)
-    if not rank_distrib(): print(f'{self.caught}: checkpoint of step {self.train_iter} is in {self.saver.folder}; exit code {EXIT_STOPPED}', flush=True)
+    self.agree(told)
+    if not rank_distrib(): print(f'{told}: checkpoint of step {self.train_iter} is in {self.saver.folder}; exit code {EXIT_STOPPED}', flush=True)
     raise SystemExit(EXIT_STOPPED)
 
 

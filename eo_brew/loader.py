@@ -77,6 +77,10 @@ class EODataLoader(TfmdDL):
         self.looking = True
         try: return super().one_batch()
         finally: self.looking = False
+    def create_batch(self, b):
+        res = super().create_batch(b)
+        if isinstance(res[0], dict) and 'index' in res[0]: res[0]['index'] = np.asarray(res[0]['index'])     # stays with the host
+        return res
     def chunkify(self, b):
         held = None
         for c in super().chunkify(b):                          # a last sample alone joins the batch before it

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException
+from fastai.torch_core import maybe_gather
 from .callbacks import log_values, unwrap
 from .show import token_pca
 
@@ -67,12 +68,13 @@ class CollapseMonitor(Callback):
     def after_pred(self):
         if self.training and self.train_iter%self.every==0: self._look()
     def _look(self):
-        rank,std,cos = feature_health(self._features()).tolist() # the only host sync
+        rank,std,cos = feature_health(self._of_all(self._features())).tolist() # the only host sync
         self.log.append(dict(step=self.train_iter, epoch=float(self.epoch), rank=rank, std=std, cosine=cos))
         log_values(self.learn, rank=rank, std=std, cosine=cos)
         bad = not (rank>=self.min_rank and cos<=self.max_cosine) # also true for nan
         self.bad = self.bad+1 if bad and self.train_iter>=self.grace else 0
         if self.bad>=self.patience: self._alarm(rank, std, cos)
+    def _of_all(self, z): return maybe_gather(z.detach(), z.ndim-2) # samples of all processes: they agree when to stop
     def _features(self):
         if isinstance(self.pred, dict) and self.key in self.pred: return self.pred[self.key]
         has = list(self.pred) if isinstance(self.pred, dict) else type(self.pred).__name__

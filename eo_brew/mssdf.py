@@ -18,7 +18,7 @@ from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .callbacks import ClipPerTensor, EMACallback, LossPart, ScheduleCallback, adamw, decay_groups, unwrap
+from .callbacks import ClipPerTensor, EMACallback, LazyLoss, LossPart, ScheduleCallback, adamw, decay_groups, unwrap
 from .decoders import FusionDecoder, TokenDecoder, true_first
 from .encoders import ProjectionHead, create_encoder
 from .losses import centred, cls_distill_loss, hsic, info_nce, map_distill_loss, masked_token_loss, modality_loss, weighted_mean
@@ -196,7 +196,7 @@ def mssdf_learner(
     widths = vfm and {'cls': vfm.width, **dict(zip(('mid', 'late'), vfm.layer_widths))}
     model = MSSDFModel(arch, decoder_width, *decoder_depths, vfm_widths=widths, distill_from=distill_from, standardize=standardize)
     own = _views(dls, views, names + (('rgb',) if vfm else ())) + [MaskCallback(names, masking, ratio, q), TeacherTokens()]
-    own += [ScheduleCallback(warmup, 1e-5, (wd, wd)), EMACallback(momentum), CollapseMonitor('cls')]
+    own += [ScheduleCallback(warmup, 1e-5, (wd, wd)), EMACallback(momentum), CollapseMonitor('cls'), LazyLoss()]
     own += ([ClipPerTensor(clip)] if clip else []) + ([VFMTargets(vfm, n_global=len(getattr(views, 'sizes', [1])))] if vfm else [])
     crit = MSSDFLoss(weights, split, max_tokens, alpha)
     parts = [k for k, w in crit.weights.items() if w] + (['cls', 'patch'] if vfm else [])

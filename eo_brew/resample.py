@@ -38,7 +38,7 @@ def _triangle(
     return w.new_zeros(len(w), n_out, n_in).scatter_add_(2, j.clamp(0, n_in - 1).long(), w)
 
 # %% ../nbs/03a_resample.ipynb #9aa7568f
-def _bands(a, b, n_in, n_out, flip=False, step=48):
+def _bands(a, b, n_in, n_out, flip=False, step=16):
     "Slices (outputs, inputs) that hold all that is not zero in `_triangle`'s weights."
     scale, out = (b - a)/n_out, []
     for i in range(0, n_out, step):
@@ -146,7 +146,7 @@ def gaussian_blur(
         j = torch.arange(n)[:,None] + t
         j = torch.where(j < 0, -j, torch.where(j >= n, 2*n - 2 - j, j)).expand(len(kernel), -1, -1)
         return kernel.new_zeros(len(kernel), n, n).scatter_add_(2, j, kernel[:,None].expand_as(j))
-    def bands(n): return [(slice(i, min(i + 32, n)), slice(max(i - radius, 0), min(i + 32 + radius, n))) for i in range(0, n, 32)]
+    def bands(n): return [(slice(i, min(i + 16, n)), slice(max(i - radius, 0), min(i + 16 + radius, n))) for i in range(0, n, 16)]
     H, W = x.shape[2:]
     cuts = [(slice(H), slice(W), bands(H), bands(W))]*len(x) if x.device.type == 'cpu' else None
     return apply_plan([x], (*(weights(n).to(x.device, non_blocking=True) for n in (H, W)), cuts)).to(x.dtype)

@@ -68,7 +68,11 @@ class EMATargets(Callback):
         self.learn.yb = ({**_targets(self), 'ms': out.unflatten(0, (len(views), -1))},)
 
 
-def _targets(cb): return cb.yb[0] if len(cb.yb) and isinstance(cb.yb[0], dict) else {}
+def _targets(cb):
+    "What is there already; first of all something with a row a sample, from which fastai reads the batch size."
+    if len(cb.yb) and isinstance(cb.yb[0], dict): return cb.yb[0]
+    first = next(v for v in cb.xb[0][0].values() if isinstance(v, torch.Tensor))
+    return {'samples': first.new_empty(len(first), 0)}
 
 # %% ../nbs/10b_targets.ipynb #41c9c3f8
 class VFMTargets(Callback):
@@ -130,11 +134,11 @@ class CacheVFM(Callback):
     def before_batch(self):
         batch = with_rgb(self.xb[0], self.sensor, self.source)
         if 'index' not in batch: raise ValueError("the batch has no 'index': cached targets need to know which window is which. Use eo_dataloaders, or cache=False")
-        ids = batch['index'].cpu().numpy()
+        ids = np.asarray(batch['index'])
         store = self.stores.get(self.training) or self._open(batch)
         new = ~store['done'][ids]
-        if new.any(): self._fill(store, ids[new], batch['rgb'][torch.as_tensor(new, device=batch['rgb'].device)])
-        maps = {f'vfm_{k}': torch.from_numpy(store[k][ids]).to(batch['rgb'].device).float() for k in ('cls', 'mid', 'late')}
+        if new.any(): self._fill(store, ids[new], batch['rgb'][torch.from_numpy(new.nonzero()[0]).to(batch['rgb'].device)])
+        maps = {f'vfm_{k}': torch.from_numpy(store[k][ids]).to(batch['rgb'].device, non_blocking=True).float() for k in ('cls', 'mid', 'late')}
         self.learn.xb = ({**batch, **maps},)
 
     def _ask(self, rgb):

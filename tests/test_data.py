@@ -123,7 +123,7 @@ def test_window_table_round_trip(tmp_path_factory, rows, size):
     json.loads(f.read_text())
 
 
-def order(dl): return torch.cat([b[0]['index'] for b in dl]).tolist()
+def order(dl): return np.concatenate([b[0]['index'] for b in dl]).tolist()
 
 
 @pytest.mark.parametrize('workers', [0, 2])

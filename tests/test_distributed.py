@@ -1,5 +1,5 @@
 """Two processes (gloo) against one: gradients, whole runs, shares, checkpoints."""
-import subprocess, sys
+import os, signal, subprocess, sys
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from eo_brew.data import eo_dataloaders
 from eo_brew.deo import DEOLoss, DEOModel, deo_learner
 from eo_brew.distributed import distribute, gather_rows
 from eo_brew.encoders import create_encoder
+from eo_brew.faults import StopOnSignal
 from eo_brew.losses import hsic, info_nce
 from eo_brew.monitors import CollapseMonitor
 from eo_brew.rasters import sample_scene
@@ -119,7 +120,14 @@ class Stop(Callback):
         if self.training and self.train_iter == self.step: raise KeyboardInterrupt
 
 
-def run(folder, bs, stop=None, fixed=True, epochs=2):
+class Term(Callback):
+    "SIGTERM for one of the processes"
+    def __init__(self, rank, step): self.rank, self.step = rank, step
+    def before_step(self):
+        if dist.get_rank() == self.rank and self.train_iter == self.step: os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run(folder, bs, stop=None, fixed=True, epochs=2, term=None):
     "DEO's self-distillation; `fixed`: views that do not depend on random numbers, and an optimizer that does not magnify rounding"
     set_seed(0)
     dls = eo_dataloaders(sample_scene(), sensor='sentinel2_l1c', bands=['B02', 'B03', 'B04', 'B08'], size=32, bs=bs, n=44, seed=0, device='cpu')
@@ -129,12 +137,15 @@ def run(folder, bs, stop=None, fixed=True, epochs=2):
                         cbs=[look, CheckpointCallback(folder, steps=1), StepLog(Path(folder)/'log.csv', every=2)], **TINY)
     if fixed: learn.opt_func = partial(OptimWrapper, opt=torch.optim.SGD)
     learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else None
+    learn.collapse_monitor.every = 3
     distribute(learn)
     if list_checkpoints(folder): learn.resume(folder)
     if stop: learn.add_cb(Stop(stop))
+    if term: learn.add_cbs([StopOnSignal(), Term(*term)])
     try:
         with learn.no_logging(): learn.fit(epochs)
     except KeyboardInterrupt: return look.seen
+    except SystemExit as e: return e.code
     return dict(seen=look.seen, model=learn.model.state_dict(), loss=float(learn.recorder.losses[-1]), values=[float(v) for v in learn.recorder.values[-1]],
                 monitor=learn.collapse_monitor.log)
 
@@ -152,6 +163,8 @@ def test_a_run_of_two_processes_is_that_of_one(tmp_path):
     for r in two: close(one['model'], r['model'])
     assert all(torch.equal(v, two[1]['model'][k]) for k, v in two[0]['model'].items())              # student and EMA teacher alike
     assert any(k.startswith('teacher.') for k in one['model'])
+    assert [r['step'] for r in one['monitor']] == [0, 3, 6] and two[0]['monitor'] == two[1]['monitor']    # looks at all samples, everywhere
+    for a, b in zip(one['monitor'], two[0]['monitor']): assert a == pytest.approx(b, rel=1e-3, abs=1e-3)
     assert two[0]['values'][1:] == two[1]['values'][1:]                                             # validation: all of it, everywhere
     assert (tmp_path/'shared'/'log.csv').read_text().count('\n') == len(one['seen']) + 1            # one process writes
 
@@ -166,14 +179,31 @@ def test_checkpoints_are_read_by_any_number_of_processes(tmp_path):
     with pytest.raises(CheckpointError, match='give each of the 1 processes bs=8'): run(tmp_path/'one', 4)
 
 
-def test_two_processes_resume_bit_for_bit(tmp_path):
-    "With random views and stochastic depth; these differ between the processes"
-    whole = on_two(run, tmp_path/'a', tmp_path/'whole', 4, None, False)
-    on_two(run, tmp_path/'b', tmp_path/'cut', 4, 6, False)
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "A run of two processes that nobody stops; random views and stochastic depth, which differ between the processes"
+    folder = tmp_path_factory.mktemp('whole')
+    return on_two(run, folder/'a', folder/'whole', 4, None, False)
+
+
+def goes_on(whole, tmp_path, done):
     again = on_two(run, tmp_path/'c', tmp_path/'cut', 4, None, False)
     for w, a in zip(whole, again):
         assert all(torch.equal(v, a['model'][k]) for k, v in w['model'].items())
-        assert w['seen'][6:] == a['seen']
+        assert w['seen'][done:] == a['seen']
+
+
+def test_two_processes_resume_bit_for_bit(whole, tmp_path):
+    on_two(run, tmp_path/'b', tmp_path/'cut', 4, 6, False)
+    goes_on(whole, tmp_path, 6)
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_one_process_is_told_to_stop(whole, tmp_path, rank):
+    "All leave after the same step, with code 75 and a checkpoint"
+    assert on_two(run, tmp_path/'b', tmp_path/'cut', 4, None, False, 2, (rank, 6)) == [75, 75]
+    assert [c.stem for c in list_checkpoints(tmp_path/'cut')][-1] == 'step-00000007'
+    goes_on(whole, tmp_path, 7)
 
 
 def other_data():

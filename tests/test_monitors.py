@@ -1,5 +1,5 @@
 """Monitors: the numbers, when they look, and that they change nothing."""
-import warnings
+import csv, warnings
 
 import pytest, torch
 from torch import nn
@@ -105,3 +105,47 @@ def test_periodic_probe_keeps_training_flags():
     fit(learn, 1)
     assert [r['epoch'] for r in cb.log] == [0,1] and len(cb.images) == 2 and 'knn' in cb.log[0]
     assert all(p.requires_grad for p in learn.model.parameters())
+
+
+# -- TensorBoard and W&B -----------------------------------------------------------------------------------------------
+
+def watched(folder, *cbs):
+    "Two epochs of DEO, tiny, with a log every three steps, as a user writes it"
+    from fastai.torch_core import set_seed
+    from eo_brew.callbacks import StepLog
+    from eo_brew.data import eo_dataloaders
+    from eo_brew.deo import deo_learner
+    from eo_brew.rasters import sample_scene
+    from eo_brew.views import MultiCrop
+    set_seed(0)
+    dls = eo_dataloaders(sample_scene(), sensor='sentinel2_l1c', bands=['B02', 'B03', 'B04', 'B11'], size=32, bs=4, n=28, device='cpu')
+    learn = deo_learner(dls, 'vit_tiny_patch16_224', None, views=MultiCrop(n_local=1, global_size=16, local_size=8), hidden=16, head_dim=8,
+                        cbs=[StepLog(folder/'log.csv', every=3), LoaderWait(limit=1.), *cbs], img_size=16, patch_size=8, embed_dim=12, depth=2, num_heads=1)
+    fit(learn, 2)
+    with open(folder/'log.csv', newline='') as f: return learn, list(csv.DictReader(f))
+
+def test_tensorboard(tmp_path):
+    "fastai's own callback: what the CSV has is in the event file too"
+    pytest.importorskip('tensorboard')
+    from fastai.callback.tensorboard import TensorBoardCallback
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    learn, rows = watched(tmp_path, TensorBoardCallback(tmp_path/'tb', trace_model=False, log_preds=False))
+    events = EventAccumulator(str(tmp_path/'tb')).Reload()
+    assert {'train_loss', 'agreement', 'expansion', 'lr_0', 'wd_0'} <= set(events.Tags()['scalars'])
+    for name in rows[0].keys() - {'step'}:
+        want = [(int(r['step']), float(r[name])) for r in rows if r[name]]
+        assert [(e.step, e.value) for e in events.Scalars(f'step/{name}')] == [(s, pytest.approx(v, rel=1e-6)) for s, v in want], name
+    assert {'step/ema_distance', 'step/grad_norm', 'step/rank', 'step/images_per_s', 'step/wait'} <= set(events.Tags()['scalars'])
+
+def test_wandb_offline(tmp_path, monkeypatch):
+    wandb = pytest.importorskip('wandb')
+    from fastai.callback.wandb import WandbCallback
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    run = wandb.init(mode='offline', dir=str(tmp_path), project='eo_brew')
+    try:
+        learn, rows = watched(tmp_path, WandbCallback(log_preds=False))
+        summary = dict(run.summary)
+    finally: run.finish()
+    last = next(r for r in reversed(rows) if r['ema_distance'])
+    assert summary['step/ema_distance'] == pytest.approx(float(last['ema_distance']), rel=1e-5) and 'step/grad_norm' in summary
+    assert summary['train_loss'] == pytest.approx(float(learn.recorder.losses[-1]), rel=.1) and list(tmp_path.glob('wandb/offline-run-*/*.wandb'))

@@ -1,9 +1,12 @@
 """Runs that are killed, told to stop, or out of disk: what is on the disk afterwards, and that nothing of the run is lost."""
-import csv, multiprocessing, os, random, resource, signal, time
+import csv, itertools, multiprocessing, os, random, resource, signal, time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from affine import Affine
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 
@@ -12,7 +15,8 @@ from eo_brew.checkpoints import CheckpointCallback, CheckpointError, list_checkp
 from eo_brew.data import eo_dataloaders
 from eo_brew.deo import deo_learner
 from eo_brew.faults import EXIT_STOPPED, NotFiniteError, StopOnNaN, StopOnSignal
-from eo_brew.rasters import sample_scene
+from eo_brew.rasters import open_scene, sample_scene, write_raster
+from eo_brew.reading import close_handles
 from eo_brew.views import MultiCrop
 
 BANDS = ['B02', 'B03', 'B04', 'B08', 'B11']
@@ -23,11 +27,11 @@ PROCESSES = multiprocessing.get_context('fork')               # have everything 
 SCENE = {}                                                      # read once for all runs
 
 
-def learner(*cbs, n=28, **kwargs):
+def learner(*cbs, n=28, scenes=None, **kwargs):
     "DEO's self-distillation on the shipped scene, with all that is random in it: windows, order, crops, colours, stochastic depth"
     torch.set_num_threads(1); set_seed(0)
-    dls = eo_dataloaders(sample_scene(), sensor='sentinel2_l1c', bands=BANDS, size=32, bs=4, n=n, seed=0, device='cpu', **kwargs)
-    dls.train_ds.cache = dls.valid_ds.cache = SCENE
+    dls = eo_dataloaders(scenes or sample_scene(), sensor='sentinel2_l1c', bands=BANDS, size=32, bs=4, n=n, seed=0, device='cpu', **kwargs)
+    if scenes is None: dls.train_ds.cache = dls.valid_ds.cache = SCENE
     views = MultiCrop(n_local=1, global_size=16, local_size=8)
     learn = deo_learner(dls, 'vit_tiny_patch16_224', None, views=views, hidden=16, head_dim=8, lr=1e-3, cbs=list(cbs), **TINY)
     return learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else learn
@@ -210,6 +214,45 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(ValueError, match='file'): write_checkpoint({'a': torch.ones(2)}, tmp_path/'file'/'x.ckpt')
 
 
+def tiles(folder):
+    "Six files of noise"
+    scene = open_scene(sample_scene(), bands=BANDS)
+    for i in range(6):
+        x = np.random.default_rng(i).integers(1, 3000, (len(BANDS), 64, 64)).astype('uint16')
+        write_raster(folder/f'tile{i}.tif', x, scene, BANDS, scene.transform*Affine.translation(64*i, 0))
+    return dict(scenes=folder, in_memory=False)
+
+
+class Damage(Callback):
+    "Cut a file short while an epoch is under way"
+    def __init__(self, file): self.file, self.whole = file, file.read_bytes()
+    def after_batch(self):
+        if self.training and self.train_iter == 6: self.file.write_bytes(self.whole[:3000]); close_handles()
+
+
+def test_a_tile_damaged_in_the_middle_of_an_epoch(tmp_path):
+    "The run stops and names the file; with the file repaired it goes on as if nothing had been. Or it goes on without the windows, and says so"
+    for name in 'tiles', 'a', 'b': (tmp_path/name).mkdir()
+    data = tiles(tmp_path/'tiles')
+    whole, bad = result(train(tmp_path/'a', 3, **data), tmp_path/'a'), Damage(tmp_path/'tiles'/'tile1.tif')
+    with pytest.raises(ValueError, match='tile1.tif'): train(tmp_path/'b', 3, cbs=[bad], **data)
+    assert newest_checkpoint(tmp_path/'b')['where']['train_iter'] >= 6
+    bad.file.write_bytes(bad.whole); close_handles()
+    check_same(whole, result(train(tmp_path/'b', 3, **data), tmp_path/'b'))
+    with pytest.warns(UserWarning, match='could not be read and were skipped.*tile1.tif'):
+        learn = train(tmp_path/'c', 3, cbs=[bad], on_error='skip', max_lost=.5, **data)
+    assert len(learn.recorder.losses) > 8 and {Path(f).name for f, _ in learn.dls.train_ds.tally.report()} == {'tile1.tif'}
+
+
+def test_clock_set_back(tmp_path, monkeypatch):
+    "Minutes between checkpoints are counted by a clock that nobody sets: here 20 s pass from each question to the next"
+    ticks = itertools.count(0, 20)
+    monkeypatch.setattr('eo_brew.checkpoints.time', SimpleNamespace(monotonic=lambda: next(ticks)))      # and no other clock is asked
+    learn = learner(CheckpointCallback(tmp_path, minutes=1, keep=99))
+    with learn.no_logging(): learn.fit(3)
+    assert [int(c.stem[5:]) for c in list_checkpoints(tmp_path)] == [4, 8, 12, 16, 18]
+
+
 # -- told to stop --------------------------------------------------------------------------------------------------------
 
 def obedient(folder, epochs, workers, pipe): train(folder, epochs, steps=1000, cbs=[Tell(pipe), StopOnSignal()], num_workers=workers)
@@ -259,13 +302,20 @@ def test_a_second_sigterm_ends_at_once(tmp_path):
     assert e.value.code == EXIT_STOPPED and not list_checkpoints(tmp_path) and signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_worker_killed(whole, tmp_path):
-    "The loader says so, and the run goes on from the last checkpoint"
+def loses_a_worker(folder, epochs, pipe):
     class Kill(Callback):
         def after_batch(self):
             if self.training and self.train_iter == 8:
                 for c in multiprocessing.active_children(): os.kill(c.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match='worker'): train(tmp_path, 3, cbs=[Kill()], num_workers=1)
+    try: train(folder, epochs, cbs=[Kill()], num_workers=1)
+    except (RuntimeError, OSError) as e: pipe.send(str(e))
+
+
+def test_a_worker_killed(whole, tmp_path):
+    "The loader says so (or that the connection to it is lost), and the run goes on from the last checkpoint; in a process of its own, because torch repeats the error at every child that ends later"
+    p, hear = started(loses_a_worker, tmp_path, 3)
+    said = hear.recv(); p.join()
+    assert 'worker' in said or 'Connection' in said
     assert newest_checkpoint(tmp_path)['where']['train_iter'] >= 7
     check_same(whole, result(train(tmp_path, 3), tmp_path))
 
