@@ -77,10 +77,6 @@ class EODataLoader(TfmdDL):
         self.looking = True
         try: return super().one_batch()
         finally: self.looking = False
-    def create_batch(self, b):
-        res = super().create_batch(b)
-        if isinstance(res[0], dict) and 'index' in res[0]: res[0]['index'] = np.asarray(res[0]['index'])     # stays with the host
-        return res
     def chunkify(self, b):
         held = None
         for c in super().chunkify(b):                          # a last sample alone joins the batch before it
@@ -98,8 +94,8 @@ class EODataLoader(TfmdDL):
         return self.dataset.item(s[0], s[1].numpy()) if isinstance(s, tuple) else super().create_item(s)
     def create_batch(self, b):
         own = {k: v for k in b[0][0] if (v := self.places.batch([s[0][k] for s in b])) is not None} if self.places else {}
-        if not own: return super().create_batch(b)
-        batch, *ys = super().create_batch([({k: v for k, v in x.items() if k not in own}, *y) for x, *y in b])
+        batch, *ys = super().create_batch([({k: v for k, v in x.items() if k not in own}, *y) for x, *y in b] if own else b)
+        if 'index' in batch: batch['index'] = np.asarray(batch['index'])                 # numbers of windows stay with the host
         return ({**own, **batch}, *ys)
     def __len__(self): return super().__len__() - (not self.drop_last and 1 < (self.bs or 1) < self.n and self.n % self.bs == 1)
     def after_iter(self):
