@@ -9,6 +9,7 @@ __all__ = ['count_pairs', 'class_iou', 'class_f1', 'mean_iou', 'macro_f1', 'pixe
 
 # %% ../nbs/17b_scores.ipynb #ca55003e
 from functools import partial
+import warnings
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
@@ -166,11 +167,18 @@ def check_heights(
         if n: raise ValueError(f"{n} of {y.numel()} heights are NaN or infinite. If they mark missing pixels say nodata=float('nan'); otherwise repair the data.")
 
 class CheckTargets(Callback):
-    "Runs `check(*targets)` on each batch of the first epoch"
+    "Runs `check(*targets)` on each batch of the first epoch; warns of classes that only the validation set has"
     order,done = -5,False
     def __init__(self,
-        check # targets of a batch -> ValueError, or nothing
-    ): self.check = check
+        check, # targets of a batch -> ValueError, or nothing
+        ignore:int=255 # label that means "none"
+    ): self.check,self.ignore,self.batches,self.seen = check,ignore,0,{True:set(), False:set()}
     def before_batch(self):
-        if not self.done: self.check(*self.yb)
-    def after_epoch(self): self.done = True
+        if self.done or not len(self.yb): return
+        self.check(*self.yb); self.batches += self.training
+        if isinstance(y := self.yb[0], Tensor) and not y.is_floating_point(): self.seen[self.training] |= set(y.unique().tolist())-{self.ignore}
+    def after_epoch(self):
+        if self.done or not self.batches: return # a validation before any training proves nothing
+        self.done = True
+        if gone := sorted(self.seen[False]-self.seen[True]):
+            warnings.warn(f"classes {gone} occur in the validation set but not in the first epoch of training, so they can only be missed: split differently, or set their labels to {self.ignore}.")

@@ -23,6 +23,11 @@ def fit(learn, n, lr):
 def scores(learn):
     with learn.no_logging(): return list(learn.validate())
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Networks this small are fastest on one thread"
+    n = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(n)
+
 @pytest.fixture(scope='module')
 def blocks():
     "Ten images of three classes in blocks of 8 pixels, noise added"
@@ -32,16 +37,16 @@ def blocks():
     return x, y
 
 
-@pytest.mark.parametrize('make', [vit, swin])
-def test_segmentation_overfits_and_scores_like_scikit_learn(blocks, make):
+@pytest.mark.parametrize('make,epochs,lr', [(vit, 35, 4e-3), (swin, 80, 6e-3)])
+def test_segmentation_overfits_and_scores_like_scikit_learn(blocks, make, epochs, lr):
     from sklearn.metrics import f1_score, jaccard_score
     x,y = blocks; y = y.clone(); y[:,:4] = 255
-    learn = fit(segmentation_learner(loaders([({'ms': a}, b) for a,b in zip(x, y)]), make(), 3, channels=32), 35, 4e-3)
+    learn = fit(segmentation_learner(loaders([({'ms': a}, b) for a,b in zip(x, y)]), make(), 3, channels=32), epochs, lr)
     _,iou,f1,acc = scores(learn)
     p,t = learn.get_preds(dl=learn.dls.valid); on = t != 255; p,t = p.argmax(1)[on],t[on]
     assert iou == pytest.approx(jaccard_score(t, p, average='macro'), abs=1e-6)
     assert f1 == pytest.approx(f1_score(t, p, average='macro'), abs=1e-6) and acc == pytest.approx((p == t).float().mean().item(), abs=1e-6)
-    assert acc > .93 and type(learn) is Learner
+    assert iou > .97 and acc > .985 and type(learn) is Learner
     assert len(learn.show_results(max_n=2).axes) >= 6
 
 def test_a_named_timm_vit_goes_through_segmentation(blocks):
@@ -73,15 +78,16 @@ def test_change_overfits_and_ignores_the_order_of_dates(blocks):
     after = x + y[:,None]*torch.tensor([3., -3, 3])[:,None,None]
     learn = fit(change_learner(loaders([({'before': a, 'after': b}, c) for a,b,c in zip(x, after, y)]), vit(), channels=32), 25, 4e-3)
     _,f1,iou = scores(learn); p,t = learn.get_preds(dl=learn.dls.valid); p = p.argmax(1)
-    assert f1 == pytest.approx(f1_score(t.flatten(), p.flatten()), abs=1e-6) and iou == pytest.approx(jaccard_score(t.flatten(), p.flatten()), abs=1e-6) and f1 > .9
+    assert f1 == pytest.approx(f1_score(t.flatten(), p.flatten()), abs=1e-6) and iou == pytest.approx(jaccard_score(t.flatten(), p.flatten()), abs=1e-6) and f1 > .97
     learn.show_results(max_n=1)
 
 def test_height_overfits_and_skips_declared_nodata(blocks):
     x,y = blocks; h = y*5.+2; h[:,:4] = float('nan')
-    learn = fit(height_learner(loaders([({'ms': a}, b) for a,b in zip(x, h)]), vit(), nodata=float('nan'), channels=32), 40, 3e-3)
+    learn = fit(height_learner(loaders([({'ms': a}, b) for a,b in zip(x, h)]), vit(), nodata=float('nan'), channels=32), 100, 8e-3)
     _,rmse,mae,delta = scores(learn); p,t = learn.get_preds(dl=learn.dls.valid); on = torch.isfinite(t); e = (p[:,0]-t)[on].double()
     assert rmse == pytest.approx(e.square().mean().sqrt().item(), abs=1e-4) and mae == pytest.approx(e.abs().mean().item(), abs=1e-4)
-    assert rmse < .9; learn.show_results(max_n=1)
+    assert rmse < .35 and delta > .97; learn                          # heights of 2, 7 and 12
+    learn.show_results(max_n=1)
 
 def boxes(n=10):
     g = torch.Generator().manual_seed(0); out = []
@@ -105,14 +111,14 @@ def test_detection_trains_with_an_empty_image():
     loss,ap = scores(learn); assert loss < before and 0 <= ap <= 1
     learn.show_results(max_n=2)
 
-@pytest.mark.slow
-def test_detection_overfits():
-    pytest.importorskip('pycocotools')
-    learn = detector(boxes()); learn.metrics,ap = [],learn.metrics
-    learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else None
-    with learn.no_logging(): learn.fit_one_cycle(90, 1e-3)
-    learn.metrics = ap
-    assert scores(learn)[1] > .95
+def test_detection_overfits_and_scores_like_torchmetrics():
+    pytest.importorskip('pycocotools'); from torchmetrics.detection import MeanAveragePrecision
+    samples = boxes(); learn = detector(samples); learn.metrics,metrics = [],learn.metrics
+    fit(learn, 34, 3e-3); learn.metrics = metrics
+    got = scores(learn)[1]; own = MeanAveragePrecision(box_format='xyxy'); learn.model.eval()
+    with torch.no_grad():                                                    # image by image, what the metric takes in batches
+        for d,y in samples: own.update(learn.model({'ms': d['ms'][None]})['boxes'], [y])
+    assert got == pytest.approx(own.compute()['map_50'].item(), abs=1e-3) and got > .95
 
 @pytest.mark.parametrize('y,match', [(torch.full((32,32), 7), r'labels hold \[7\]'), (torch.zeros(32, 32), 'integers')])
 def test_labels_out_of_range_are_named(y, match):
@@ -122,6 +128,12 @@ def test_labels_out_of_range_are_named(y, match):
 def test_undeclared_nan_heights_are_an_error():
     y = torch.ones(32, 32); y[0,0] = float('nan')
     with pytest.raises(ValueError, match='1 of 1024 heights|2 of 2048 heights'): height_learner(loaders([({'ms': torch.zeros(3,32,32)}, y)]*2, 2), vit())
+
+def test_a_class_that_training_never_shows_is_told():
+    a,b = (({'ms': torch.randn(3,32,32)}, torch.full((32,32), k)) for k in (0, 2))
+    dls = DataLoaders(*(DataLoader([s]*2, bs=2, num_workers=0) for s in (a, b)), device='cpu')
+    with pytest.warns(UserWarning, match=r'classes \[2\] occur in the validation set'): learn = fit(segmentation_learner(dls, vit(), 3, channels=16), 1, 1e-3)
+    assert scores(learn)[1] < .5                                             # missed, not left out
 
 def test_an_unlabelled_batch_has_no_loss_and_no_nan():
     learn = segmentation_learner(loaders([({'ms': torch.randn(3,32,32)}, torch.full((32,32), 255))]*2, 2), vit(), 3, channels=16)
