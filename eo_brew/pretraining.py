@@ -38,6 +38,17 @@ def summary(
             + f'\n{len(train):,} patches of {train.windows.size} px for training, {len(valid):,} for validation; batches of {dls.bs}')
 
 
+# %% ../nbs/19c_pretraining.ipynb #826fca76
+def _run(learn, out, epochs, resume):
+    "Train with everything that long runs need, and save the encoder."
+    learn.add_cbs([StepLog(out/'log.csv'), LoaderWait(), CheckpointCallback(out/'checkpoints'), StopOnNaN(), StopOnSignal()])
+    if resume: learn.resume(out/'checkpoints')
+    learn.fit(epochs)
+    file = out/'encoder.safetensors'
+    if not rank_distrib(): save_encoder(learn, file)
+    return file
+
+
 # %% ../nbs/19c_pretraining.ipynb #1c5b2996
 #: method -> its learner, and the optical teacher it has by default
 METHODS = {'deo': (deo_learner, 'vit_base_patch16_dinov3'), 'mssdf': (mssdf_learner, 'none')}
@@ -74,13 +85,3 @@ def pretrain(
     if torch.cuda.is_available(): learn.to_bf16()
     if dry_run: return measure(learn, epochs)
     return _run(distribute(learn), out, epochs, resume)
-
-
-def _run(learn, out, epochs, resume):
-    "Train with everything that long runs need, and save the encoder."
-    learn.add_cbs([StepLog(out/'log.csv'), LoaderWait(), CheckpointCallback(out/'checkpoints'), StopOnNaN(), StopOnSignal()])
-    if resume: learn.resume(out/'checkpoints')
-    learn.fit(epochs)
-    file = out/'encoder.safetensors'
-    if not rank_distrib(): save_encoder(learn, file)
-    return file
