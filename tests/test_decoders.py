@@ -19,12 +19,13 @@ def positions(width): # sines and cosines of row and column, written out
     return torch.stack(rows)
 
 
-def case(names='abc', q=.5, drop=True, seed=0):
-    "Random tokens, masks, and validity with nodata and missing modalities."
+def case(names='abc', q=.5, drop=True, seed=0, blind=False):
+    "Random tokens, masks, and validity with nodata and missing modalities; `blind` masks may leave patches without data visible."
     g = torch.Generator().manual_seed(seed)
     valid = {m: torch.rand(B, N, generator=g) > .2 for m in names}
     if drop: valid[names[0]][1], valid[names[-1]][2] = False, False
-    masks = cross_modal_masks({m: random_mask(B, N, .75, g, valid[m]) for m in names}, q, g, valid)
+    known = {m: None if blind else valid[m] for m in names}
+    masks = cross_modal_masks({m: random_mask(B, N, .75, g, known[m]) for m in names}, q, g, None if blind else valid)
     tokens = {m: Tokens(torch.randn(B, D, generator=g), torch.randn(B, 3, D, generator=g), GRID) for m in names}
     return tokens, masks, valid
 
@@ -59,10 +60,10 @@ def decoders(names='abc'):
     return FusionDecoder(D, names, 16, 2, 2).eval(), TokenDecoder(16, D, names, 2, 2).eval()
 
 
-@pytest.mark.parametrize('names,q', [('abc', .5), ('ab', 0.), ('ab', 1.), ('a', 0.)])
-def test_the_batch_equals_the_loop_in_outputs_and_gradients(names, q):
+@pytest.mark.parametrize('names,q,blind', [('abc', .5, False), ('abc', .5, True), ('ab', 0., False), ('ab', 1., False), ('a', 0., False)])
+def test_the_batch_equals_the_loop_in_outputs_and_gradients(names, q, blind):
     fusion, decoder = decoders(names)
-    inputs = case(names, q, drop=len(names) > 1)
+    inputs = case(names, q, drop=len(names) > 1, blind=blind)
     results, grads = [], []
     for f in (lambda fu, de: de(fu(*inputs)), lambda fu, de: plain(fu, de, *inputs)):
         fu, de = copy.deepcopy(fusion), copy.deepcopy(decoder)
