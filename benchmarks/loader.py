@@ -1,12 +1,13 @@
 """Loader throughput against bare rasterio and torchgeo, and memory on a huge COG.
 
-    python benchmarks/loader.py [--windows 2000] [--workers 2] [--huge] [--out FILE.json]
+    python benchmarks/loader.py [--windows 1600] [--workers 2] [--cache 64] [--compress deflate] [--huge] [--out FILE.json]
 
-All three read the same COGs (made from the shipped scene, tiled 4 x 4, 10 bands, uint16, deflate, blocks of 256). Bare
+All read the same COGs (made from the shipped scene, tiled 4 x 4, 10 bands, uint16, blocks of 256). Bare
 rasterio reads the same windows in the same order, block reads with one open dataset a file, in as many processes as the
 loaders have workers, and returns the arrays as they are. eo_brew (threads, as `eo_dataloaders` does by itself, and processes)
 and torchgeo (processes) return float batches. Processes are timed from the first batch on, so their start and what they read
-ahead cost them nothing; threads from the start. They run in turn, `--repeats` times, each time in a new process; the median counts.
+ahead cost them nothing; threads from the start. GDAL keeps `--cache` MB of blocks a process, far less than the COGs hold, as with a
+folder larger than memory: so windows are decoded, not found in the cache. They run in turn, `--repeats` times, each time in a new process; the median counts.
 Seconds of processor time (all processes, start included) are given too: other load on the machine changes them less.
 torchgeo is left out when it is not installed.
 """
@@ -38,14 +39,14 @@ from eo_brew.windows import window_index
 BANDS = 'B02 B03 B04 B05 B06 B07 B08 B8A B11 B12'.split()
 
 
-def make_cogs(folder, n=2, tile=(4, 2), noise=True):
+def make_cogs(folder, n=2, compress='deflate', tile=(4, 2), noise=True):
     "COGs of real pixels, large enough not to be one cached block."
     scene = open_scene(sample_scene(), bands=BANDS)
     x, _ = read_window(scene)
     big = np.tile(np.nan_to_num(x).astype('uint16').clip(1), (1, *tile))
     big = big + np.random.default_rng(0).integers(0, 8, big.shape[1:]).astype('uint16') if noise else big
     return [write_raster(folder/f'scene{i}.tif', big, scene, BANDS, scene.transform*Affine.translation(i*big.shape[2], 0), nodata=0,
-                         driver='COG', blocksize=256, compress='deflate', num_threads=2) for i in range(n)]
+                         driver='COG', blocksize=256, compress=compress, num_threads=2) for i in range(n)]
 
 
 _open = {}
@@ -163,13 +164,14 @@ def peak_memory(path):
 
 def main():
     p = argparse.ArgumentParser()
-    for k, v in dict(windows=800, size=256, workers=2, repeats=3, scenes=6).items(): p.add_argument(f'--{k}', type=int, default=v)
-    p.add_argument('--huge', action='store_true'); p.add_argument('--out')
+    for k, v in dict(windows=1600, size=256, workers=2, repeats=3, scenes=6, cache=64).items(): p.add_argument(f'--{k}', type=int, default=v)
+    p.add_argument('--huge', action='store_true'); p.add_argument('--out'); p.add_argument('--compress', default='deflate')
     a = p.parse_args()
     torch.set_num_threads(1)
+    os.environ['GDAL_CACHEMAX'] = str(a.cache)             # read by GDAL at its first use, and inherited
     with tempfile.TemporaryDirectory() as d:
         d = Path(d)
-        make_cogs(d, a.scenes)
+        make_cogs(d, a.scenes, a.compress)
         scenes = open_scenes(d, 'sentinel2_l1c', BANDS)
         windows = window_index(scenes, a.size, n=a.windows, seed=0)
         runs = dict(bare=time_bare, eo_brew=time_threads, eo_brew_processes=time_processes, torchgeo=partial(time_torchgeo, d))

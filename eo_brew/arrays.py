@@ -90,9 +90,10 @@ def raw(self:ArrayScene,
 ) -> tuple:
     "Values (present bands,h,w), and where they mean nothing."
     have = [self.bands[i] for i in self.present]
-    src, rows, cols = handles(have[0].file, open_container, have[0].stamp), *window.toslices()
+    rows, cols = window.toslices()
     parts = {v: [b.index for b in have if b.description == v] for v in {b.description for b in have}}
-    got = {v: _block(src[v], self.layout, max(min(ix), 1) - 1, max(max(ix), 1), self.layer, rows, cols) for v, ix in parts.items()}
+    with handles(have[0].file, open_container, have[0].stamp) as src:
+        got = {v: _block(src[v], self.layout, max(min(ix), 1) - 1, max(max(ix), 1), self.layer, rows, cols) for v, ix in parts.items()}
     x = np.stack([got[b.description][max(b.index - min(parts[b.description]), 0)] for b in have])
     bad = ~np.isfinite(x) if x.dtype.kind == 'f' else np.zeros(x.shape, bool)
     for number in (self.nodata, self.saturated):
@@ -121,7 +122,10 @@ def open_arrays(
 ) -> list: # an `ArrayScene` a patch or time step
     "Describe the scenes in a Zarr, netCDF or HDF5 file."
     path = os.fspath(path) if '://' in os.fspath(path) else os.path.abspath(path)
-    src = handles(path, open_container, file_stamp(path))
+    with handles(path, open_container, file_stamp(path)) as src: return _described(src, path, sensor, bands, offset, gain, nodata, variable, crs)
+
+def _described(src, path:str, sensor:Sensor, bands, offset:float, gain:float, nodata, variable, crs) -> list:
+    "The scenes in an open container."
     refs, layout = _refs(src, sensor, variable, path)
     wanted = sensor.select(bands or [n for n in sensor.band_names if n in refs])
     missing = [n for n in wanted.band_names if n not in refs]

@@ -51,8 +51,9 @@ def _scene_args(p):
     p.add_argument('--gain', type=float, help='multiplied after the offset (reflectance 0..1 to DN: 10000)')
     p.add_argument('--nodata', type=float, help='number that means nothing (default: as the file says)')
     p.add_argument('--crs', help='in the place of a wrong or missing CRS, e.g. EPSG:32633')
+    p.add_argument('--gsd', type=float, help='read at this pixel size, in units of the CRS (default: the finest band)')
 
-def _scene_options(args): return {k: v for k in ('offset', 'gain', 'nodata', 'crs') if (v := getattr(args, k)) is not None}
+def _scene_options(args): return {k: v for k in ('offset', 'gain', 'nodata', 'crs', 'gsd') if (v := getattr(args, k)) is not None}
 
 
 # %% ../nbs/20_cli.ipynb #988f5bde

@@ -6,7 +6,7 @@
 __all__ = ['Places', 'read_ahead', 'EODataLoader', 'show_eo_batch']
 
 # %% ../nbs/02f_loader.ipynb #816c9cc6
-import math, random
+import math, random, weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,11 +22,12 @@ from .sensors import Sensor, rgb_from
 
 # %% ../nbs/02f_loader.ipynb #b413ee7c
 class Places:
-    "Memory for the batches to come, given out sample by sample."
-    def __init__(self, n:int, shape:tuple): self.n, self.shape, self.given, self.slabs = n, shape, 0, []   # samples a batch, their shape
+    "Memory for the batches to come, given out sample by sample; that of a batch nobody holds any more is given out again."
+    def __init__(self, n:int, shape:tuple): # samples a batch, their shape
+        self.n, self.shape, self.given, self.slabs, self.lent = n, shape, 0, [], []
     def next(self) -> Tensor: # not initialised
         "The next place."
-        if self.given % self.n == 0: self.slab = _slab(self.n, self.shape); self.slabs = [*self.slabs[-7:], self.slab]
+        if self.given % self.n == 0: self.slab = self._slab(); self.slabs = [*self.slabs[-7:], self.slab]
         self.given += 1
         return self.slab[(self.given - 1) % self.n]
     def batch(self, samples:list) -> Tensor|None: # (len(samples), ...)
@@ -36,11 +37,15 @@ class Places:
             if places != [(s.data_ptr(), s.shape, s.dtype) for s in samples]: return
             self.slabs = [s for s in self.slabs if s is not slab]
             return slab[:len(samples)]
-
-def _slab(n:int, shape:tuple) -> Tensor:
-    "Memory for `n` samples; a worker process's is shared, so that nothing is copied when it is handed over."
-    if get_worker_info() is None: return torch.from_numpy(np.empty((n, *shape), np.float32))     # numpy asks for large pages
-    return torch.empty(0).set_(torch.UntypedStorage._new_shared(4*n*math.prod(shape)), 0, (n, *shape))
+    def _slab(self) -> Tensor: # not initialised
+        "Memory for a batch; a worker process's is shared, so that nothing is copied when it is handed over."
+        shape = self.n, *self.shape
+        if get_worker_info() is not None: return torch.empty(0).set_(torch.UntypedStorage._new_shared(4*math.prod(shape)), 0, shape)
+        memory = next((m for m, user in self.lent if user() is None), None)
+        if memory is None: memory = np.empty(shape, np.float32)                                  # numpy asks for large pages
+        user = memory[:]                                                                           # held by the tensor and all its views
+        self.lent = [o for o in self.lent if o[0] is not memory][-7:] + [(memory, weakref.ref(user))]
+        return torch.from_numpy(user)
 
 def read_ahead(
     f, # called with each of

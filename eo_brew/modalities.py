@@ -44,7 +44,7 @@ def read_ground(
     return physical(scene, x, bad)
 
 def _warp(scene:Scene, kernel:str, to:dict) -> tuple: # raw numbers (present bands,h,w), inside (h,w)
-    with WarpedVRT(handles(scene.vrt, stamp=tuple(scene.bands[i].stamp for i in scene.present)), resampling=Resampling[kernel], add_alpha=True, **to) as v:
+    with handles(scene.vrt, stamp=tuple(scene.bands[i].stamp for i in scene.present)) as src, WarpedVRT(src, resampling=Resampling[kernel], add_alpha=True, **to) as v:
         x = v.read()
         return x[:-1], x[-1] != 0
 

@@ -85,9 +85,10 @@ def open_scene(
     allow_missing:bool=False, # keep a band that has no file, as unknown
     saturated:float=None, # number that means too bright; None: as the sensor says
     variable:str=None, # of an array file that has several
+    gsd:float=None, # read at this one, in units of the CRS; None: the finest band's
 ) -> Scene:
     "Describe the raster at `path`; only headers are read."
-    if _is_array(path): return _one_array(path, sensor, bands, offset, gain, nodata, variable, crs)
+    if _is_array(path): return _one_array(path, sensor, bands, offset, gain, nodata, variable, crs, mask=mask, saturated=saturated, gsd=gsd)
     files = _raster_files(path)
     sensor = get_sensor(sensor) if sensor is not None else guess_sensor([os.path.join(os.path.abspath(path), f) for f in files])
     find = (lambda: _pick(band_files(files[0]), sensor, bands, path, allow_missing)) if len(files) == 1 and not group_bands(files, sensor) or not is_folder(path) else \
@@ -99,7 +100,16 @@ def open_scene(
         raise ValueError(f'path={str(path)!r}: band files with a mask or alpha band are not read; turn the mask into nodata (gdal_translate)')
     scene = Scene(os.fspath(path), sensor, tuple(found), *common_grid(have), have[0].crs, _offset(sensor, have) if offset is None else offset,
                   _gain(sensor, have[0].dtype) if gain is None else gain, _nodata(nodata, have, sensor), saturated or sensor.saturated)
+    if gsd is not None: scene = _at_gsd(scene, gsd)
     return scene if mask is None else replace(scene, mask=_open_mask(mask, path, scene))
+
+def _at_gsd(scene:Scene, gsd:float) -> Scene:
+    "The scene on a grid of that pixel size from the same corner; a last pixel that would leave the scene is left out."
+    if not gsd > 0: raise ValueError(f'gsd={gsd:g} must be above 0')
+    ry, rx = gsd/abs(scene.transform.e), gsd/abs(scene.transform.a)
+    shape = int(scene.shape[0]/ry + 1e-6), int(scene.shape[1]/rx + 1e-6)
+    if min(shape) < 1: raise ValueError(f'gsd={gsd:g}: {scene} is smaller than one such pixel')
+    return replace(scene, shape=shape, transform=scene.transform*Affine.scale(rx, ry))
 
 def _raster_files(path) -> list:
     "The files that make up `path`, or an error that says what is wrong with it."
@@ -129,11 +139,12 @@ def _nodata(given, found:list, sensor:Sensor):
 
 def _is_array(path) -> bool: return os.fspath(path).rstrip('/').lower().endswith(ARRAY_EXT) if not isinstance(path, Scene) else False
 
-def _arrays(path, sensor, bands, offset, gain, nodata, variable, crs) -> list:
+def _arrays(path, sensor, bands, offset=None, gain=None, nodata=None, variable=None, crs=None, allow_missing=False, **others) -> list:
     "All scenes of an array file."
+    if others := {k: v for k, v in others.items() if v is not None}: raise ValueError(f'{path}: {others} works with raster files, not with arrays')
     path = os.fspath(path) if '://' in os.fspath(path) else os.path.abspath(path)
-    src = handles(path, open_container, file_stamp(path))
-    attrs = dict(src.attrs) | {k: v for a in getattr(src, 'data_vars', {}).values() for k, v in a.attrs.items() if k in ('sensor', 'offset')}
+    with handles(path, open_container, file_stamp(path)) as src:
+        attrs = dict(src.attrs) | {k: v for a in getattr(src, 'data_vars', {}).values() for k, v in a.attrs.items() if k in ('sensor', 'offset')}
     if sensor is None and 'sensor' not in attrs: guess_sensor([path])
     sensor = get_sensor(sensor if sensor is not None else str(attrs['sensor']))
     if offset is None: offset = attrs.get('offset', sensor.offset)
@@ -142,8 +153,8 @@ def _arrays(path, sensor, bands, offset, gain, nodata, variable, crs) -> list:
     gain = (sensor.gain or 1.) if gain is None else gain
     return open_arrays(path, sensor, bands, float(offset), gain, sensor.nodata if nodata is None else nodata, variable, crs)
 
-def _one_array(path, *args) -> Scene:
-    scenes = _arrays(path, *args)
+def _one_array(path, *args, **others) -> Scene:
+    scenes = _arrays(path, *args, **others)
     if len(scenes) > 1: raise ValueError(f'path={str(path)!r} holds {len(scenes)} patches or times: open all with `open_scenes`')
     return scenes[0]
 
@@ -186,12 +197,15 @@ def open_scenes(
     odd = [s for s in scenes if s.sensor.band_names != scenes[0].sensor.band_names]
     if odd: raise ValueError(f'{odd[0].name} has bands {odd[0].sensor.band_names}, {scenes[0].name} has '
                              f'{scenes[0].sensor.band_names}: ask for those they share with bands=[...], or pass allow_missing=True')
+    by_gsd = {f'{s.gsd:.3g}': s for s in scenes if s.crs and rasterio.CRS.from_wkt(s.crs).is_projected}
+    if len(by_gsd) > 1: warnings.warn(f'scenes differ in GSD, so a patch of one covers more ground than one of another: '
+        f'{", ".join(f"{g} m {Path(s.name).name}" for g, s in list(by_gsd.items())[:5])}. gsd=... reads all at one')
     return scenes
 
 def _open_any(p, sensor, bands, kwargs) -> list:
     "One path, one or more scenes."
     if not _is_array(p): return [open_scene(p, sensor, bands, **kwargs)]
-    return _arrays(p, sensor, bands, *(kwargs.get(k) for k in ('offset', 'gain', 'nodata', 'variable', 'crs')))
+    return _arrays(p, sensor, bands, **kwargs)
 
 def _scene_paths(path, sensor) -> list:
     "Files or folders below `path` that are a scene each."

@@ -8,7 +8,6 @@ __all__ = ['handles', 'MASKS', 'Scene', 'bounds', 'common_grid', 'close_handles'
 
 # %% ../nbs/01c_reading.ipynb #08b297bb
 import os, threading, warnings
-from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,16 +128,24 @@ def vrt(self:Scene) -> str:
     return _vrt(self.shape, self.transform, self.crs, ''.join(_on_grid(self, n, self.bands[i]) for n, i in enumerate(self.present, 1)))
 
 # %% ../nbs/01c_reading.ipynb #258e0119
-class _Handles(threading.local):
-    "Open datasets of this thread in this process; the least recently used is closed first."
-    def __init__(self, n=32): self.n, self.pid, self.open, self.inherited = n, os.getpid(), OrderedDict(), None
+class _Handles:
+    "Open datasets of this process, each lent to one reader at a time; of those at rest the one used longest ago is closed first."
+    def __init__(self, n=64): self.n, self.rest, self.lock, self.inherited = n, [], threading.Lock(), []     # at rest: (source, stamp), dataset
+    @contextmanager
     def __call__(self, source:str, opener=None, stamp=None):     # another stamp: the file was replaced, an open dataset holds the old one
-        if self.pid != os.getpid(): self.inherited, self.open, self.pid = self.open, OrderedDict(), os.getpid()
-        key = source, stamp
-        if key not in self.open: self.open[key] = (opener or _open)(source)
-        self.open.move_to_end(key)
-        if len(self.open) > self.n: self.open.popitem(last=False)[1].close()
-        return self.open[key]
+        src = self._take((source, stamp)) or (opener or _open)(source)
+        try: yield src
+        finally: self._give((source, stamp), src)
+    def _take(self, key:tuple):
+        with self.lock:
+            at = next((i for i in reversed(range(len(self.rest))) if self.rest[i][0] == key), None)
+            return None if at is None else self.rest.pop(at)[1]
+    def _give(self, key:tuple, src):
+        with self.lock: self.rest.append((key, src)); out = self.rest[:-self.n]; del self.rest[:-self.n]
+        for _, old in out: old.close()
+    def forked(self):
+        "Forget the parent's datasets, and a lock that one of its threads held; they stay open, for they are the parent's."
+        self.inherited, self.rest, self.lock = self.inherited + self.rest, [], threading.Lock()
 
 def _open(source:str):
     with warnings.catch_warnings():
@@ -146,10 +153,11 @@ def _open(source:str):
         return rasterio.open(source, sharing=False)
 
 handles = _Handles()
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=handles.forked)
 
 def close_handles():
-    "Close this thread's open datasets, e.g. before their files are deleted or replaced."
-    while handles.open: handles.open.popitem()[1].close()
+    "Close the datasets that nobody reads from now, e.g. before their files are deleted or replaced."
+    while handles.rest: handles.rest.pop()[1].close()
 
 # %% ../nbs/01c_reading.ipynb #61bd41a4
 @patch
@@ -161,12 +169,13 @@ def raw(self:Scene,
     "Values by the scene's kernel, validity by the nearest pixel."
     have, native = [self.bands[i] for i in self.present], size == (window.height, window.width)
     plain = self.direct and (native or self.nodata == have[0].nodata)     # else GDAL must be told of the nodata by a VRT
-    src = handles(have[0].file if plain else self.vrt, stamp=tuple(b.stamp for b in have))
     kw, exact = dict(indexes=[b.index for b in have] if plain else None, window=window), self.dtype in _EXACT
     new = dict(out_shape=(len(have), *size), out_dtype='float32' if exact else None)       # GDAL converts while it copies
-    x = src.read(resampling=Resampling[self.resampling], **kw, **(new if out is None or not exact else dict(out=out)))
-    if have[0].masked: return x, np.broadcast_to(src.dataset_mask(window=window, out_shape=size) == 0, x.shape)
-    return x, _nothing(self, x) if native and plain or self.nodata is None and self.saturated is None else _nothing(self, src.read(**kw, **new))
+    with handles(have[0].file if plain else self.vrt, stamp=tuple(b.stamp for b in have)) as src:
+        x = src.read(resampling=Resampling[self.resampling], **kw, **(new if out is None or not exact else dict(out=out)))
+        if have[0].masked: return x, np.broadcast_to(src.dataset_mask(window=window, out_shape=size) == 0, x.shape)
+        nearest = x if native and plain or self.nodata is None and self.saturated is None else src.read(**kw, **new)
+    return x, _nothing(self, nearest)
 
 def _nothing(scene:Scene, x:np.ndarray):
     "Where numbers of the file mean nothing; None: nowhere."

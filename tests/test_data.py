@@ -182,12 +182,24 @@ def test_samples_are_read_into_their_batch(tmp_path, how, in_memory):
 @pytest.mark.parametrize('threads', [0, 2])
 def test_collating_copies_nothing(tmp_path, monkeypatch, threads):
     import eo_brew.loader as loader
-    made, real = [], loader._slab
-    monkeypatch.setattr(loader, '_slab', lambda *a: made.append(real(*a)) or made[-1])
+    made, real = [], loader.Places._slab
+    monkeypatch.setattr(loader.Places, '_slab', lambda *a: made.append(real(*a)) or made[-1])
     scenes = _files(tmp_path, 11)
     batches = [b for b, in EODataLoader(PatchDataset(scenes, window_index(scenes, 64), in_memory=False), bs=4, threads=threads)]
     assert [len(b['ms']) for b in batches] == [4, 4, 3]
     assert [b['ms'].data_ptr() for b in batches] == [s.data_ptr() for s in made]
+
+
+@pytest.mark.parametrize('threads', [0, 2])
+def test_memory_is_given_out_again_and_kept_batches_are_left_alone(tmp_path, threads):
+    scenes = _files(tmp_path, 40)
+    ds = PatchDataset(scenes, window_index(scenes, 64), in_memory=False)
+    kept, where = {}, []
+    for b, in EODataLoader(ds, bs=2, threads=threads):
+        where.append(b['ms'].data_ptr())
+        if len(where) % 5 == 1: kept |= {int(i): b['ms'][k] for k, i in enumerate(b['index'])}      # a view is enough to keep it
+    assert len(set(where)) < len(where)
+    assert all(torch.equal(x, ds[i][0]['ms']) for i, x in kept.items())
 
 
 def test_threads_read_no_further_than_asked(tmp_path):
@@ -299,3 +311,40 @@ def test_hundred_thousand_windows():
     w = window_index(big, 64)
     train, valid = spatial_split(w, big, .1)
     assert len(w) == 316**2 and len(train) + len(valid) == len(w) and abs(len(valid)/len(w) - .1) < .01
+
+
+def _ground(path, field, gsd, bounds, crs, scale, dtype, bands, nodata=None, void=None):
+    "A raster of `field(easting, northing in UTM 33)` on a grid of its own."
+    from rasterio.warp import transform
+    l, b, r, t = bounds
+    xs, ys = np.meshgrid(np.arange(l + gsd/2, r, gsd), np.arange(t - gsd/2, b, -gsd))
+    e, n = (np.reshape(v, xs.shape) for v in transform(crs, 'EPSG:32633', xs.ravel(), ys.ravel()))
+    x = np.stack([field(e, n)*scale + 10*k for k in range(bands)])
+    if void is not None: x[(slice(None), *void)] = nodata
+    with rasterio.open(path, 'w', driver='GTiff', count=bands, height=xs.shape[0], width=xs.shape[1], crs=crs, dtype=dtype, nodata=nodata,
+                       transform=rasterio.Affine(gsd, 0, l, 0, -gsd, t)) as dst: dst.write(x.round().astype(dtype) if dtype != 'float32' else x.astype(dtype))
+
+
+def test_three_modalities_on_one_ground(tmp_path):
+    "Multispectral at 10 m, an aerial picture at 5 m in another CRS, heights at 20 m for the western half, with a void."
+    field = lambda e, n: 100 + (e - 400000)/40 + 20*np.sin((n - 5800000)/200)
+    ms, west = (400000, 5800000, 402560, 5801280), (399990, 5799990, 401290, 5801290)
+    _ground(tmp_path/'ms.tif', field, 10, ms, 'EPSG:32633', 10, 'uint16', 3)
+    from rasterio.warp import transform_bounds
+    _ground(tmp_path/'air.tif', field, 5, transform_bounds('EPSG:32633', 'EPSG:32632', *ms), 'EPSG:32632', 1, 'uint8', 3)
+    _ground(tmp_path/'dsm.tif', field, 20, west, 'EPSG:32633', 1, 'float32', 1, nodata=-9999, void=(slice(0, 5), slice(0, 5)))
+    dls = eo_dataloaders(tmp_path/'ms.tif', 'sentinel2_l1c', size=64, bs=4, bands=['B04', 'B03', 'B02'], offset=0, valid_pct=.25, device='cpu', allow_missing=True,
+                         modalities=dict(rgb=dict(path=tmp_path/'air.tif', sensor='rgb'), dsm=dict(path=tmp_path/'dsm.tif', sensor='dsm')))
+    seen = set()
+    for part in (dls.train, dls.valid):
+        for i in range(len(part.dataset)):
+            item, = part.dataset[i]
+            _, (y, x, h, w) = part.dataset.windows[i]
+            assert {k: tuple(item[k].shape) for k in ('ms', 'rgb', 'dsm')} == dict(ms=(3, 64, 64), rgb=(3, 128, 128), dsm=(1, 32, 32))
+            for name, scale, gsd, off in (('ms', 10, 10, .06), ('rgb', 1/255, 5, 1.2), ('dsm', 1, 20, 1.3)):             # half a pixel at the void's border
+                n, ok = item[name].shape[-1], item[f'{name}_valid'][0]
+                e, no = np.meshgrid(ms[0] + x*10 + (np.arange(n) + .5)*gsd, ms[3] - y*10 - (np.arange(n) + .5)*gsd)
+                got = item[name][0].numpy()/scale
+                if ok.any(): assert np.abs(got - field(e, no))[ok].max() < off, name
+                seen.add((name, 'all' if ok.all() else 'some' if ok.any() else 'none'))
+    assert seen >= {('ms', 'all'), ('rgb', 'all'), ('dsm', 'all'), ('dsm', 'some'), ('dsm', 'none')}

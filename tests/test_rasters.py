@@ -1,6 +1,7 @@
 """Reading: bad files, offsets, masks, handles across threads and forks; never a silent zero."""
 import multiprocessing as mp
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,12 @@ import pytest
 import rasterio
 from affine import Affine
 
+from eo_brew.loader import EODataLoader
 from eo_brew.modalities import read_ground
+from eo_brew.patches import PatchDataset
 from eo_brew.rasters import open_raster, open_scene, open_scenes, sample_labels, sample_scene, write_raster
 from eo_brew.reading import Scene, close_handles, handles, read_window
+from eo_brew.windows import window_index
 
 UTM = rasterio.CRS.from_epsg(32633)
 
@@ -197,16 +201,27 @@ def _pid_and_mean(scene):
     return os.getpid(), float(x.mean())
 
 
-def test_handles_are_per_thread_and_survive_fork():
+def test_handles_are_lent_to_one_thread_and_survive_fork():
     scene = open_scene(sample_scene(), bands=['B04', 'B11'])
     want = _pid_and_mean(scene)[1]
-    mine = handles(scene.vrt)
     with ThreadPoolExecutor(4) as ex:
-        assert all(abs(m - want) < 1e-3 for _, m in ex.map(_pid_and_mean, [scene]*16))
-        assert ex.submit(lambda: handles(scene.vrt)).result() is not mine
-    with mp.get_context('fork').Pool(2) as pool: got = pool.map(_pid_and_mean, [scene]*8)
+        with handles(scene.vrt) as mine:
+            assert all(abs(m - want) < 1e-3 for _, m in ex.map(_pid_and_mean, [scene]*16))
+            with handles(scene.vrt) as other: assert other is not mine
+        with mp.get_context('fork').Pool(2) as pool: got = pool.map(_pid_and_mean, [scene]*8)
     assert all(p != os.getpid() and abs(m - want) < 1e-3 for p, m in got)
-    assert not mine.closed and handles(scene.vrt) is mine                        # the parent's handle was left alone
+    with handles(scene.vrt) as again: assert again is mine and not mine.closed     # the parent's handle was left alone
+
+
+def test_threads_of_the_next_epoch_find_what_is_open(monkeypatch):
+    import eo_brew.reading as reading
+    close_handles()
+    opened, real = [], reading._open
+    monkeypatch.setattr(reading, '_open', lambda s: opened.append(s) or real(s))
+    scene = open_scene(sample_scene('olinda')/'L7_ETMs.tif', 'landsat7_dn')
+    dl = EODataLoader(PatchDataset(scene, window_index(scene, 64), in_memory=False), bs=4, threads=2)
+    for _ in range(3): assert sum(len(b['index']) for b, in dl) == len(dl.dataset)
+    assert 1 <= len(opened) <= 2
 
 
 def test_opened_once(monkeypatch):
@@ -270,3 +285,27 @@ def test_memory_is_flat_on_a_huge_cog(tmp_path):
     from loader import huge_cog, peak_memory
     growth = peak_memory(huge_cog(tmp_path/'huge.tif'))
     assert growth < 400, f'{growth} MB'
+
+
+def test_one_gsd_for_all(tmp_path):
+    "Files of 10 and 20 m in one folder are told of, and read alike on request."
+    fine = np.random.default_rng(0).integers(100, 2000, (40, 40)).astype('uint16')
+    save(tmp_path/'a.tif', fine, 10); save(tmp_path/'b.tif', fine.reshape(20, 2, 20, 2).mean((1, 3)).astype('uint16'), 20)
+    kw = dict(sensor='sentinel2_l1c', bands=['B04'], offset=0)
+    with pytest.warns(UserWarning, match='scenes differ in GSD.*10 m a.tif, 20 m b.tif.*gsd='): open_scenes(tmp_path, **kw)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        a, b = open_scenes(tmp_path, gsd=20, **kw)
+    assert a.shape == b.shape == (20, 20) and a.transform == b.transform
+    (x, ok), (y, _) = read_window(a), read_window(b)
+    assert ok.all() and np.corrcoef(x.ravel(), y.ravel())[0, 1] > .85               # of white noise: antialiased .90, nearest .5
+    assert read_window(open_scene(tmp_path/'b.tif', gsd=10, **kw))[0].shape == (1, 40, 40)
+    with pytest.raises(ValueError, match='smaller than one such pixel'): open_scene(tmp_path/'b.tif', gsd=1e4, **kw)
+
+
+@pytest.mark.parametrize('option', [dict(gsd=20.), dict(mask='scl'), dict(saturated=255.)])
+def test_arrays_say_which_options_they_cannot_use(tmp_path, option):
+    import h5py
+    with h5py.File(tmp_path/'p.h5', 'w') as f: f['images'] = np.ones((2, 13, 16, 16), 'uint16')
+    for opens in (open_scene, open_scenes):
+        with pytest.raises(ValueError, match=f'{next(iter(option))}.*not with arrays'): opens(tmp_path/'p.h5', 'sentinel2_l1c', offset=0, **option)
