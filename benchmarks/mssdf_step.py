@@ -4,11 +4,12 @@ The loop does what the released training step does, written out anew: masks samp
 pass a modality, both decoders sample by sample with sequences of their own lengths, torch's ordinary AdamW and a Python loop
 for the moving average. Both have the same student, teacher, decoders and losses. Their order alternates.
 
-    python benchmarks/mssdf_step.py [--arch vit_small_patch16_224] [--bs 16] [--size 160] [--repeats 3] [--threads 2] [--device cuda]
+    python benchmarks/mssdf_step.py [--arch vit_small_patch16_224] [--bs 16] [--size 160] [--repeats 3] [--threads 2] [--device cuda] [--bf16]
 
 Prints seconds a step, median and in brackets the least, and the ratio of the medians: by the clock on the wall, and on the CPU
 also in seconds of the process, all threads together, so that other programs on the machine do not count. On a CPU both do the
-same matrix products, four fifths of the step: there the ratio is little above 1.
+same matrix products, four fifths of the step: there the ratio is little above 1. With --bf16 the batched step is autocast; on a GPU
+the loop too, on a CPU it stays in fp32, as the released code does there.
 """
 import argparse, statistics, time
 from itertools import permutations
@@ -32,23 +33,25 @@ def targets(model, batch, masks):
 
 
 class Batched:
-    def __init__(self, model):
-        self.model, self.loss = model, MSSDFLoss()
+    def __init__(self, model, bf16):
+        self.model, self.loss, self.bf16 = model, MSSDFLoss(), bf16
         self.opt = adamw(decay_groups(model), 1e-4)
     def __call__(self, batch):
         model, p = self.model, self.model.encoder.patch_size
         scores = info_scores([grey_levels(x) for x in batch.values()], p)
         masks = cross_modal_masks({m: info_mask(scores) for m in batch}, .4)
         view = {**batch, **{f'{m}_mask': x for m, x in masks.items()}, **{f'{m}_seen': torch.ones_like(x) for m, x in masks.items()}}
-        target = targets(model, batch, masks)
-        self.loss(model([view], target['tokens']), target).backward()
+        with torch.autocast(batch['ms'].device.type, torch.bfloat16, enabled=self.bf16):
+            target = targets(model, batch, masks)
+            loss = self.loss(model([view], target['tokens']), target)
+        loss.backward()
         self.opt.step(); self.opt.zero_grad()
         model.teacher.update(model.student, .996)
 
 
 class Looped:
-    def __init__(self, model):
-        self.model, self.loss = model, MSSDFLoss()
+    def __init__(self, model, bf16):
+        self.model, self.loss, self.bf16 = model, MSSDFLoss(), bf16
         self.opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4, foreach=False)
 
     def decode(self, tokens, masks, i):
@@ -75,21 +78,26 @@ class Looped:
         model, names = self.model, list(batch)
         grey = [grey_levels(x) for x in batch.values()]
         masks = dict(zip(names, (m.to(grey[0].device) for m in looped([g.cpu() for g in grey], model.encoder.patch_size, .4))))
-        tokens = {m: model.encoder(batch[m], m, mask=masks[m]) for m in names}
-        rows = [self.decode(tokens, masks, i) for i in range(len(grey[0]))]
-        f = {m: torch.stack([r[m] for r in rows]) for m in names}
-        target = targets(model, batch, masks)
-        pred = {'tokens': {m: model.decoder.predict(f[m]) for m in names}, 'modality': [model.classify(t.cls) for t in tokens.values()],
-                'cls': torch.stack([t.cls for t in tokens.values()]), 'between': [self.between(tokens, target, a, b) for a, b in permutations(names, 2)]}
-        self.loss(pred, target).backward()
+        with torch.autocast(batch['ms'].device.type, torch.bfloat16, enabled=self.bf16): loss = self.forward(batch, masks)
+        loss.backward()
         self.opt.step(); self.opt.zero_grad()
         with torch.no_grad():
             for a, b in zip(model.teacher.parameters(), model.student.parameters()): a.mul_(.996).add_(b, alpha=.004)
 
+    def forward(self, batch, masks):
+        model, names, n = self.model, list(batch), len(next(iter(batch.values())))
+        tokens = {m: model.encoder(batch[m], m, mask=masks[m]) for m in names}
+        rows = [self.decode(tokens, masks, i) for i in range(n)]
+        f = {m: torch.stack([r[m] for r in rows]) for m in names}
+        target = targets(model, batch, masks)
+        pred = {'tokens': {m: model.decoder.predict(f[m]) for m in names}, 'modality': [model.classify(t.cls) for t in tokens.values()],
+                'cls': torch.stack([t.cls for t in tokens.values()]), 'between': [self.between(tokens, target, a, b) for a, b in permutations(names, 2)]}
+        return self.loss(pred, target)
+
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--arch', default='vit_small_patch16_224'); ap.add_argument('--device', default='cpu'); ap.add_argument('--save', action='store_true')
+    ap.add_argument('--arch', default='vit_small_patch16_224'); ap.add_argument('--device', default='cpu'); ap.add_argument('--save', action='store_true'); ap.add_argument('--bf16', action='store_true')
     for name, default in (('bs', 16), ('size', 160), ('bands', 10), ('repeats', 3), ('threads', 2)): ap.add_argument(f'--{name}', type=int, default=default)
     a = ap.parse_args()
     torch.manual_seed(0); torch.set_num_threads(a.threads)
@@ -97,7 +105,8 @@ def main():
     steps = {'batched': Batched, 'loop': Looped}
     for name, kind in list(steps.items()):
         torch.manual_seed(0)
-        steps[name] = kind(MSSDFModel(create_encoder(a.arch, {'rgb': 3, 'ms': a.bands}, img_size=a.size, modality_embed=True)).to(a.device).train())
+        steps[name] = kind(MSSDFModel(create_encoder(a.arch, {'rgb': 3, 'ms': a.bands}, img_size=a.size, modality_embed=True)).to(a.device).train(),
+                           a.bf16 and (name == 'batched' or a.device == 'cuda'))
     clocks = {'wall': time.perf_counter} | ({'CPU': time.process_time} if a.device == 'cpu' else {})
     seconds = {(clock, name): [] for clock in clocks for name in steps}
     for k in range(a.repeats + 1):
@@ -111,7 +120,7 @@ def main():
     for c in clocks:
         loop, batched = (statistics.median(seconds[c, n]) for n in ('loop', 'batched'))
         print(f'{c}: batched {batched:.2f} s a step ({min(seconds[c, "batched"]):.2f}), loop {loop:.2f} ({min(seconds[c, "loop"]):.2f}), ratio {loop/batched:.2f}')
-    if a.save: record('MSSDF step' + ' (GPU)'*(a.device == 'cuda'), a.device, what=f'MSSDF step, {a.arch}, {a.size} px, batch {a.bs}', plain=loop, ours=batched,
+    if a.save: record('MSSDF step' + ', bf16'*a.bf16 + ' (GPU)'*(a.device == 'cuda'), a.device, what=f'MSSDF step, {a.arch}, {a.size} px, batch {a.bs}' + ', bf16'*a.bf16, plain=loop, ours=batched,
                       unit='s a step of CPU time' if a.device == 'cpu' else 's a step', ratio=loop/batched, target=4., better='more')
 
 

@@ -3,7 +3,8 @@
     python benchmarks/scene_table.py [--dinov2 FILE] [--steps 240 960] [--seeds 0] [--out scene_table.csv]
 
 Trains the demo's student for each teacher, number of steps and seed, and puts it beside raw pixels, random weights, per-pixel random
-forests and the frozen optical teachers on RGB. With FILE (a timm state dict of vit_small_patch14_dinov2) a DINOv2-S is a row and a
+forests and the frozen optical teachers on RGB; linear CKA says how much its tokens of all bands have in common with its teacher's of
+RGB, before and after. With FILE (a timm state dict of vit_small_patch14_dinov2) a DINOv2-S is a row and a
 teacher too. Rows are written as they come; those that --out holds already are not computed again.
 """
 import argparse
@@ -18,9 +19,10 @@ from fastai.torch_core import set_seed
 
 from eo_brew.compare import OnRGB, Table, compare
 from eo_brew.deo import deo_learner, distill_layers
+from eo_brew.protocols import cka
 from eo_brew.rasters import open_raster, sample_labels, sample_scene
 from eo_brew.runs import S2_GROUND_BANDS, SHORT_RUN, demo_learner, fit_steps, sample_loaders, small_student
-from eo_brew.scene_probe import RawCells, pixel_forest, scene_probe
+from eo_brew.scene_probe import RawCells, pixel_forest, scene_array, scene_probe, scene_tokens, scene_windows, stripe_columns
 from eo_brew.targets import cached_strides
 from eo_brew.teachers import VFMTeacher, efficientnet_lite_teacher
 from eo_brew.views import MultiCrop
@@ -58,6 +60,14 @@ def forest(image):
     return Table(dict(encoder='', task='scene', metric=f'pixel_{k}', mean=getattr(r, k), std=float('nan'), n=1) for k in ('macro_f1', 'accuracy'))
 
 
+def likeness(encoder, layers, teacher, teacher_layers, scene):
+    "Rows with the linear CKA of an encoder's tokens and its teacher's, cell by cell."
+    x, _ = scene_array(scene)
+    wins = scene_windows(x.shape[1], stripe_columns(x.shape[2]))
+    a, b = (scene_tokens(e, x, wins, layers=l).flatten(0, 1) for e, l in ((encoder, layers), (teacher, teacher_layers)))
+    return Table([dict(encoder='', task='scene', metric='cka_teacher', mean=float(cka(a, b)), std=float('nan'), n=1)])
+
+
 def rows(args):
     "Name -> function that gives the row's scores."
     scene, random = open_raster(sample_scene(), sensor='sentinel2_l1c', bands=S2_GROUND_BANDS), demo_learner(1).model.encoder
@@ -72,9 +82,11 @@ def rows(args):
     for name, (make, layers) in teachers.items():
         out[f'{name} on RGB, two layers'] = probe(lambda make=make: OnRGB(make(), sensor), layers=layers)
         out[f'{name} on RGB, last'] = probe(lambda make=make: OnRGB(make(), sensor))
-    for steps, seed, (name, (make, _)) in product(args.steps, args.seeds, teachers.items()):
+        out[f'random encoder beside {name}'] = lambda make=make, layers=layers: likeness(random, both, OnRGB(make(), sensor), layers, scene)
+    for steps, seed, (name, (make, layers)) in product(args.steps, args.seeds, teachers.items()):
         run = cache(lambda steps=steps, seed=seed, make=make: trained(learner_of(make(), seed), steps))
-        out[f'DEO from {name}, {steps} steps, seed {seed}, mid and late'] = probe(run, layers=both)
+        out[f'DEO from {name}, {steps} steps, seed {seed}, mid and late'] = lambda run=run, make=make, layers=layers: Table(
+            probe(run, layers=both)() + likeness(run(), both, OnRGB(make(), sensor), layers, scene))
         out[f'DEO from {name}, {steps} steps, seed {seed}, late'] = probe(run)
     return out
 

@@ -164,5 +164,5 @@ class LoaderWait(Callback):
         total = time.perf_counter()-self.start; self.outside = False
         self.log.append(dict(epoch=self.epoch, wait=self.wait, total=total, share=self.wait/max(total, 1e-9)))
         if self.log[-1]['share']>self.limit and len(self.log)==1:
-            warnings.warn(f"training waits {self.log[-1]['share']:.0%} of its time for data. Use more workers (num_workers), smaller windows, "
+            warnings.warn(f"training waits {self.log[-1]['share']:.0%} of its time for data. Use more threads= or num_workers= of eo_dataloaders, smaller windows, "
                           "uncompressed or tiled files (GeoTIFF instead of JP2), or in_memory=True where the scenes fit.")

@@ -75,6 +75,7 @@ class StopAfter(Callback):
     def after_batch(self):
         self._share()
         if self.train_iter >= self.steps: raise CancelTrainException()
+    def after_cancel_train(self): self.recorder.cancel_train = False       # its row of the table has a training loss all the same
 
 
 def fit_steps(

@@ -67,6 +67,11 @@ def test_scores_are_linear_in_neither_wrap_nor_saturation():
     assert smooth.max()/smooth.min() < 1.5 and wrapped.min() > 3*smooth.max()
 
 
+def test_grey_levels_saturate_and_never_turn_around():
+    grey = grey_levels(torch.arange(-200, 201)/10)
+    assert (grey.diff() >= 0).all() and (grey.min(), grey[200], grey.max()) == (0, 127.5, 255)
+
+
 def test_variance_is_exact_far_from_zero():
     "Mean square minus square of the mean would be wrong by more than the variance"
     for level in (0, 250):

@@ -1,5 +1,6 @@
 "MSSDF end to end on the shipped scenes, and the faults of the released code that must not come back."
 import warnings
+from itertools import permutations
 
 import pytest
 import torch
@@ -175,6 +176,20 @@ def test_alignment_reaches_the_encoder_and_compares_the_same_places(olinda):
     pair = model([view], whole)['between'][0]                          # student: ms, teacher: rgb
     at = [row.nonzero()[:, 0] for row in ~view['ms_mask']]
     for k in (0, 5): torch.testing.assert_close(pair['shared'][1][k], model.shared(whole['rgb'][k, at[k]]))
+
+
+def test_each_modality_is_hidden_by_its_own_mask(olinda):
+    model, ((view,), _), _ = first_batch(olinda)
+    model.eval()
+    assert not any(torch.equal(view[f'{a}_mask'], view[f'{b}_mask']) for a, b in permutations(model.modalities, 2))
+    def shuffled(m, where): # the same values, and so the same median, elsewhere
+        x, at = view[m].clone(), where.view(-1, 4, 4).repeat_interleave(8, 1).repeat_interleave(8, 2)
+        for image, there in zip(x, at): image[:, there] = image[:, there].flip(1)
+        return model([{**view, m: x}])['tokens']
+    want = model([view])['tokens']
+    for m in model.modalities:
+        for k, t in shuffled(m, view[f'{m}_mask']).items(): torch.testing.assert_close(t, want[k])
+        assert not torch.allclose(shuffled(m, ~view[f'{m}_mask'])[m], want[m], atol=1e-3)
 
 
 def test_a_missing_modality_in_a_sample_changes_nothing_else(olinda):
