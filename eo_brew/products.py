@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RASTER_EXT', 'ARRAY_EXT', 'gdal_path', 'is_folder', 'list_files', 'read_text', 'list_rasters', 'group_bands',
-           'guess_sensor', 'product_offset', 'BandFile', 'file_stamp', 'band_files']
+           'find_mask', 'guess_sensor', 'product_offset', 'BandFile', 'file_stamp', 'band_files']
 
 # %% ../nbs/01b_products.ipynb #366b9d19
 import os, re, warnings, zipfile
@@ -95,6 +95,26 @@ def group_bands(
                 out.setdefault(key, {}).setdefault(band, f)
                 break
     return out
+
+# %% ../nbs/01b_products.ipynb #7827afdb
+def find_mask(
+    path, # file or folder of a scene
+    word:str, # in the mask's name, e.g. 'SCL'
+) -> str: # file
+    "The one mask that belongs to the scene at `path`, the finest if there are several resolutions."
+    files = list_rasters(path if is_folder(path) else os.path.dirname(gdal_path(path)))
+    mask = Sensor('mask', [dict(name=word, wavelength=None, gsd=None)])
+    found, stem = group_bands(files, mask), Path(path).stem
+    others = {Path(f).stem for f in files if not group_bands([f], mask)}
+    if not is_folder(path) and len(others) > 1:                      # of these: named as the file, or as its beginning and no other file
+        name = {k: k.rpartition('/')[2] for k in found}
+        found = {k: f for k, f in found.items() if name[k] == stem
+                 or name[k] not in others and re.match(rf'{re.escape(name[k])}(?![A-Za-z0-9])', stem)}
+    if len(found) == 1: return next(iter(found.values()))[word]
+    names = [Path(f[word]).name for f in found.values()][:5]
+    raise ValueError(f'{path}: {f"{len(found)} files could be its mask: {names}" if found else f"no file with {word} in its name belongs to it"}; '
+                     'say which one with mask=(path, rule)')
+
 
 # %% ../nbs/01b_products.ipynb #005a6ce4
 _PRODUCTS = {r'MSIL1C|T\d\d[A-Z]{3}_\d{8}T\d{6}_B\w\w\.': 'sentinel2_l1c', r'MSIL2A|_B\w\w_\d\dm\.': 'sentinel2_l2a',

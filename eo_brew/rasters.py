@@ -6,7 +6,7 @@
 __all__ = ['sample_scene', 'sample_labels', 'open_scene', 'open_scenes', 'open_raster', 'EOAccessor', 'write_raster']
 
 # %% ../nbs/02_rasters.ipynb #10cbf17e
-import os, re, warnings
+import os, warnings
 from dataclasses import replace
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -20,7 +20,7 @@ from xarray.backends import BackendArray
 from xarray.core.indexing import IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
 
 from .arrays import open_arrays, open_container
-from .products import ARRAY_EXT, RASTER_EXT, band_files, file_stamp, gdal_path, group_bands, guess_sensor, is_folder, list_files, list_rasters, product_offset
+from .products import ARRAY_EXT, RASTER_EXT, band_files, file_stamp, find_mask, gdal_path, group_bands, guess_sensor, is_folder, list_rasters, product_offset
 from .reading import MASKS, Mask, Scene, close_handles, common_grid, handles, read_window
 from .sensors import Sensor, get_sensor, nearest, rgb_from
 
@@ -81,7 +81,7 @@ def open_scene(
     nodata:float=None, # number that means nothing; None: as the file or sensor says
     gain:float=None, # multiplied after the offset; None: as the sensor says
     crs=None, # put in the place of a wrong or missing CRS
-    mask=None, # 'scl', 'fmask', 'hls_fmask', 'qa_pixel' found in the folder; (path, one of these); (path, dict(invalid=, bits=))
+    mask=None, # 'scl', 'fmask', 'hls_fmask', 'qa_pixel' found beside it; (path, one of these); (path, dict(invalid=, bits=))
     allow_missing:bool=False, # keep a band that has no file, as unknown
     saturated:float=None, # number that means too bright; None: as the sensor says
     variable:str=None, # of an array file that has several
@@ -159,17 +159,14 @@ def _one_array(path, *args, **others) -> Scene:
     return scenes[0]
 
 # %% ../nbs/02_rasters.ipynb #5dee0092
-_MASK_FILES = dict(scl=r'SCL', fmask=r'Fmask', hls_fmask=r'Fmask', qa_pixel=r'QA_PIXEL')
+_MASK_FILES = dict(scl='SCL', fmask='Fmask', hls_fmask='Fmask', qa_pixel='QA_PIXEL')
 
 def _open_mask(mask, path, scene:Scene) -> Mask:
     "The `Mask` meant by the argument of `open_scene`."
     file, rule = (None, mask) if isinstance(mask, str) else mask
     if isinstance(rule, str):
         if rule not in MASKS: raise ValueError(f'mask={rule!r} is not known. {nearest(rule, MASKS)} Or give (path, dict(invalid=(...), bits=...)).')
-        word = re.compile(rf'(?<![A-Za-z0-9]){_MASK_FILES[rule]}(?![A-Za-z])', re.I)
-        beside = [f for f in list_files(path if is_folder(path) else os.path.dirname(os.path.abspath(path))) if word.search(Path(f).stem)]
-        if file is None and not beside: raise ValueError(f'mask={rule!r}: no file with {_MASK_FILES[rule]} in its name in {path}; give (path, {rule!r})')
-        file, rule = file or beside[0], MASKS[rule]
+        file, rule = file or find_mask(path, _MASK_FILES[rule]), MASKS[rule]
     b = band_files(file)[0]
     if b.crs != scene.crs and scene.crs and b.crs: raise ValueError(f'mask {file} has another CRS than {scene.name}: reproject it (gdalwarp -r near)')
     sensor = Sensor('mask', [dict(name='mask', wavelength=None, gsd=None)])

@@ -82,6 +82,24 @@ def test_scl_beside_the_bands(tmp_path):
     assert not ok[:1].any() and ok[1:].all()
 
 
+def test_each_file_has_its_own_mask(tmp_path):
+    "The first mask of the folder was taken for every scene in it."
+    for i, n in enumerate(('a_20200101', 'b_20200201')):
+        save(tmp_path/f'{n}.tif', np.full((8, 8), 1500, 'uint16'))
+        scl = np.full((8, 8), 4, 'uint8'); scl[i] = 9
+        save(tmp_path/f'{n}_SCL.tif', scl)
+    kw = dict(sensor='sentinel2_l2a', bands=['B02'], offset=0, mask='scl')
+    for i, s in enumerate(open_scenes(sorted(tmp_path.glob('*0?01.tif')), **kw)):
+        ok = read_window(s)[1]
+        assert not ok[i].any() and ok.sum() == 56
+    save(tmp_path/'b_20200201_SCL_new.tif', np.full((8, 8), 4, 'uint8'))
+    assert not read_window(open_scene(tmp_path/'b_20200201.tif', **kw))[1][1].any()
+    (tmp_path/'b').mkdir(); save(tmp_path/'b'/'b_20200201_SCL.tif', np.full((8, 8), 4, 'uint8'))
+    with pytest.raises(ValueError, match=r'b_20200201.tif: 2 files could be its mask.*mask=\(path, rule\)'): open_scene(tmp_path/'b_20200201.tif', **kw)
+    save(tmp_path/'c.tif', np.full((8, 8), 1500, 'uint16'))
+    with pytest.raises(ValueError, match='c.tif: no file with SCL in its name belongs to it'): open_scene(tmp_path/'c.tif', **kw)
+
+
 def test_landsat_qa_bits(tmp_path):
     save(tmp_path/'LC08_L2SP_1_2_20200101_2_02_T1_SR_B4.TIF', np.full((4, 4), 10000, 'uint16'))
     qa = np.full((4, 4), 21824, 'uint16'); qa[0, 0] = 22280; qa[0, 1] = 1          # clear; cloud; fill
