@@ -7,7 +7,7 @@ __all__ = ['handles', 'MASKS', 'Scene', 'bounds', 'common_grid', 'close_handles'
            'Mask']
 
 # %% ../nbs/01c_reading.ipynb #08b297bb
-import os, threading, warnings
+import os, re, threading, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,39 +93,53 @@ _EXACT = ('uint8', 'int8', 'uint16', 'int16', 'float32') # whose numbers float32
 _GDAL_TYPES = dict(uint8='Byte', int8='Int8', uint16='UInt16', int16='Int16', uint32='UInt32', int32='Int32',
                    float32='Float32', float64='Float64')
 
-def _vrt(size, transform, crs:str, bands:str) -> str:
+def _vrt(size, transform, crs:str, bands:str, mask:str='') -> str:
     geo = ', '.join(repr(float(v)) for v in transform.to_gdal())
     return (f'<VRTDataset rasterXSize="{size[1]}" rasterYSize="{size[0]}">' + (f'<SRS>{escape(crs)}</SRS>' if crs else '')
-            + f'<GeoTransform>{geo}</GeoTransform>{bands}</VRTDataset>')
+            + f'<GeoTransform>{geo}</GeoTransform>{bands}{mask and f"<MaskBand>{mask}</MaskBand>"}</VRTDataset>')
 
 def _rect(tag:str, x, y, w, h) -> str: return f'<{tag} xOff="{x}" yOff="{y}" xSize="{w}" ySize="{h}"/>'
 
-def _vrt_band(number:int, b, nodata, source:str, index:int, src:str, dst:str) -> str:
+def _vrt_band(number:int, dtype:str, nodata, source:str, index, rects:str, kind:str='Simple', more:str='') -> str:
     nothing = '' if nodata is None else f'<NoDataValue>{nodata}</NoDataValue>'
-    return (f'<VRTRasterBand dataType="{_GDAL_TYPES[b.dtype]}" band="{number}">{nothing}<SimpleSource><SourceFilename '
-            f'relativeToVRT="0" shared="0">{escape(source)}</SourceFilename><SourceBand>{index}</SourceBand>{src}{dst}'
-            f'</SimpleSource></VRTRasterBand>')
+    return (f'<VRTRasterBand dataType="{_GDAL_TYPES[dtype]}" band="{number}">{nothing}<{kind}Source><SourceFilename '
+            f'relativeToVRT="0" shared="0">{escape(source)}</SourceFilename><SourceBand>{index}</SourceBand>{rects}{more}'
+            f'</{kind}Source></VRTRasterBand>')
 
 _forks = [] # how often this process was forked: one entry each
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=lambda: _forks.append(1))
 
 def _own_name(file:str) -> str:
     "A name that GDAL's pool of open files, inherited by a fork, does not know: else two workers move one file position."
-    return '/'*len(_forks) + file if file.startswith('/') and not file.startswith('/vsi') else file
+    archives = re.match(r'(/vsi(zip|tar|gzip)/)*', file)[0]                        # a local file is opened, whatever reads it
+    local = file[len(archives):]
+    return archives + '/'*len(_forks) + local if local.startswith('/') and not local.startswith('/vsi') else file
+
+def _rects(scene:Scene, b) -> str: # XML
+    "Which pixels of a band's file are those of the scene's grid."
+    (h, w), inv = scene.shape, ~b.transform
+    (x0, y0), (x1, y1) = inv*(scene.transform*(0, 0)), inv*(scene.transform*(w, h))
+    return _rect('SrcRect', x0, y0, x1 - x0, y1 - y0) + _rect('DstRect', 0, 0, w, h)
+
+def _knows(b, nodata) -> bool:
+    "Does the file itself tell GDAL all that means nothing in it?"
+    return nodata is None or b.nodata == nodata and not b.masked
 
 def _on_grid(scene:Scene, number:int, b) -> str:
     "XML of one band on the scene's grid."
-    (h, w), inv, (source, index) = scene.shape, ~b.transform, (_own_name(b.file), b.index)
-    if scene.nodata is not None and b.nodata != scene.nodata:        # the file does not know its nodata: say it in an inner VRT
-        full = [_rect(r, 0, 0, b.shape[1], b.shape[0]) for r in ('SrcRect', 'DstRect')]
-        source, index = _vrt(b.shape, b.transform, b.crs, _vrt_band(1, b, scene.nodata, source, index, *full)), 1
-    (x0, y0), (x1, y1) = inv*(scene.transform*(0, 0)), inv*(scene.transform*(w, h))
-    return _vrt_band(number, b, scene.nodata, source, index, _rect('SrcRect', x0, y0, x1 - x0, y1 - y0), _rect('DstRect', 0, 0, w, h))
+    source, index = _own_name(b.file), b.index
+    if not _knows(b, scene.nodata):                                                # say it in an inner VRT
+        full = ''.join(_rect(r, 0, 0, b.shape[1], b.shape[0]) for r in ('SrcRect', 'DstRect'))
+        by_mask = dict(kind='Complex', more='<UseMaskBand>true</UseMaskBand>') if b.masked else {}     # masked pixels become nodata
+        source, index = _vrt(b.shape, b.transform, b.crs, _vrt_band(1, b.dtype, scene.nodata, source, index, full, **by_mask)), 1
+    return _vrt_band(number, b.dtype, scene.nodata, source, index, _rects(scene, b))
 
 @patch(as_prop=True)
 def vrt(self:Scene) -> str:
-    "GDAL virtual raster (XML) of the bands that are present."
-    return _vrt(self.shape, self.transform, self.crs, ''.join(_on_grid(self, n, self.bands[i]) for n, i in enumerate(self.present, 1)))
+    "GDAL virtual raster (XML) of the bands that are present, with the mask of their file."
+    bands, b = ''.join(_on_grid(self, n, self.bands[i]) for n, i in enumerate(self.present, 1)), self.bands[self.present[0]]
+    mask = _vrt_band(1, 'uint8', None, _own_name(b.file), f'mask,{b.index}', _rects(self, b)) if b.masked else ''
+    return _vrt(self.shape, self.transform, self.crs, bands, mask)
 
 # %% ../nbs/01c_reading.ipynb #258e0119
 class _Handles:
@@ -157,7 +171,8 @@ if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=handles.f
 
 def close_handles():
     "Close the datasets that nobody reads from now, e.g. before their files are deleted or replaced."
-    while handles.rest: handles.rest.pop()[1].close()
+    with handles.lock: out, handles.rest = handles.rest, []
+    for _, src in out: src.close()
 
 # %% ../nbs/01c_reading.ipynb #61bd41a4
 @patch
@@ -168,14 +183,15 @@ def raw(self:Scene,
 ) -> tuple: # numbers of the files (present bands,h,w); where they mean nothing, None: nowhere
     "Values by the scene's kernel, validity by the nearest pixel."
     have, native = [self.bands[i] for i in self.present], size == (window.height, window.width)
-    plain = self.direct and (native or self.nodata == have[0].nodata)     # else GDAL must be told of the nodata by a VRT
+    plain = self.direct and (native or _knows(have[0], self.nodata))      # else GDAL must be told of the nodata by a VRT
     kw, exact = dict(indexes=[b.index for b in have] if plain else None, window=window), self.dtype in _EXACT
     new = dict(out_shape=(len(have), *size), out_dtype='float32' if exact else None)       # GDAL converts while it copies
     with handles(have[0].file if plain else self.vrt, stamp=tuple(b.stamp for b in have)) as src:
         x = src.read(resampling=Resampling[self.resampling], **kw, **(new if out is None or not exact else dict(out=out)))
-        if have[0].masked: return x, np.broadcast_to(src.dataset_mask(window=window, out_shape=size) == 0, x.shape)
         nearest = x if native and plain or self.nodata is None and self.saturated is None else src.read(**kw, **new)
-    return x, _nothing(self, nearest)
+        hidden = src.dataset_mask(window=window, out_shape=size) == 0 if have[0].masked else None
+    bad = _nothing(self, nearest)
+    return x, bad if hidden is None else np.broadcast_to(hidden, x.shape) if bad is None else bad | hidden
 
 def _nothing(scene:Scene, x:np.ndarray):
     "Where numbers of the file mean nothing; None: nowhere."

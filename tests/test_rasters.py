@@ -1,6 +1,7 @@
 """Reading: bad files, offsets, masks, handles across threads and forks; never a silent zero."""
 import multiprocessing as mp
 import os
+import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,8 +15,10 @@ from affine import Affine
 from eo_brew.loader import EODataLoader
 from eo_brew.modalities import read_ground
 from eo_brew.patches import PatchDataset
+from eo_brew.products import band_files
 from eo_brew.rasters import open_raster, open_scene, open_scenes, sample_labels, sample_scene, write_raster
 from eo_brew.reading import Scene, close_handles, handles, read_window
+from eo_brew.sensors import get_sensor
 from eo_brew.windows import window_index
 
 UTM = rasterio.CRS.from_epsg(32633)
@@ -67,6 +70,30 @@ def test_saturated_nan_and_alpha(tmp_path):
     rgba = np.full((4, 8, 8), 255, 'uint8'); rgba[3, :2] = 0
     v, ok = read_window(open_scene(save(tmp_path/'a.tif', rgba, photometric='RGB', alpha='YES'), 'rgb'))
     assert v.shape == (3, 8, 8) and ok.sum() == 48 and np.isnan(v[:, :2]).all()
+
+
+def _masked_file(path, kind):
+    x, mask = np.random.default_rng(0).integers(100, 200, (3, 32, 32)).astype('uint8'), np.full((32, 32), 255, 'uint8')
+    x[:, :8] = mask[:8] = 0; x[:, 12:14, 12:14] = 7; x[:, 20:22, 20:22] = 255
+    if kind == 'alpha': return save(path, np.concatenate([x, mask[None]]), photometric='RGB', alpha='YES')
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(save(path, x), 'r+') as dst: dst.write_mask(mask)
+    return path
+
+
+@pytest.mark.parametrize('given,lost', [(dict(), 0), (dict(nodata=7), 4), (dict(saturated=255), 4), (dict(nodata=7, saturated=255), 8)])
+@pytest.mark.parametrize('kind', ['alpha', 'internal'])
+def test_mask_of_the_file_goes_through_every_way(tmp_path, kind, given, lost):
+    "The mask was lost in the virtual raster, and nodata and saturation beside it at native size."
+    f = _masked_file(tmp_path/'m.tif', kind)
+    scene, coarse = open_scene(f, 'rgb', **given), open_scene(f, 'rgb', gsd=20, **given)
+    for n, reads in ((32, [read_window(scene), read_ground(scene, scene.bounds, scene.crs, 32)]),
+                     (16, [read_window(scene, size=16), read_window(coarse), read_ground(scene, scene.bounds, scene.crs, 16)])):
+        for x, ok in reads:
+            k = 32//n
+            assert not ok[:8//k].any() and ok.sum() == n*n*3//4 - lost//k**2
+            assert ok[12//k, 12//k] == ('nodata' not in given) and ok[20//k, 20//k] == ('saturated' not in given)
+            assert x[:, 8//k:10//k][:, ok[8//k:10//k]].min() >= 100/255 - 1e-6                 # the zeros next door did not bleed in
+            if 'nodata' in given: assert np.nanmin(x) >= 100/255 - 1e-6
 
 
 def test_scl_beside_the_bands(tmp_path):
@@ -231,6 +258,35 @@ def test_handles_are_lent_to_one_thread_and_survive_fork():
     with handles(scene.vrt) as again: assert again is mine and not mine.closed     # the parent's handle was left alone
 
 
+def _same_in_every_window(scene, want, n):
+    return all(np.array_equal(read_window(scene, (y, x, 64, 64))[0], want[:, y:y+64, x:x+64])
+               for y, x in np.random.default_rng(os.getpid()).integers(0, 960, (n, 2)).tolist())
+
+
+@pytest.mark.parametrize('archive', ['zip', 'tar'])
+def test_archives_survive_fork(tmp_path, archive):
+    "Two forked workers moved one file position of an archive that the parent had read."
+    x = np.random.default_rng(0).integers(1, 9999, (2, 1024, 1024)).astype('uint16')
+    (tmp_path/'s').mkdir()
+    for n, b in zip(('B02', 'B03'), x): save(tmp_path/'s'/f'{n}.tif', b, tiled=True, blockxsize=64, blockysize=64)
+    path = Path(shutil.make_archive(str(tmp_path/'s'), archive, tmp_path/'s'))
+    bands = tuple(band_files(f'/vsi{archive}/{path}/{n}.tif')[0] for n in ('B02', 'B03'))
+    scene = Scene('s', get_sensor('sentinel2_l1c', ['B02', 'B03']), bands, (1024, 1024), bands[0].transform, bands[0].crs)
+    read_window(scene, (0, 0, 8, 8))                                        # opens, and keeps few blocks
+    with mp.get_context('fork').Pool(4) as pool: assert all(pool.starmap_async(_same_in_every_window, [(scene, x, 100)]*8, 1).get(60))
+
+
+@pytest.mark.parametrize('file,after', [('/d/a.tif', '//d/a.tif'), ('/vsizip//d/p.zip/a.tif', '/vsizip///d/p.zip/a.tif'),
+    ('/vsitar//vsigzip//d/p.gz/a.tif', '/vsitar//vsigzip///d/p.gz/a.tif'), ('/vsicurl/https://h/a.tif', '/vsicurl/https://h/a.tif'),
+    ('/vsizip//vsicurl/https://h/p.zip/a.tif', '/vsizip//vsicurl/https://h/p.zip/a.tif'), ('/vsimem/a.tif', '/vsimem/a.tif')])
+def test_forked_process_has_names_of_its_own(monkeypatch, file, after):
+    import eo_brew.reading as reading
+    monkeypatch.setattr(reading, '_forks', [])
+    assert reading._own_name(file) == file
+    monkeypatch.setattr(reading, '_forks', [1])
+    assert reading._own_name(file) == after
+
+
 def test_threads_of_the_next_epoch_find_what_is_open(monkeypatch):
     import eo_brew.reading as reading
     close_handles()
@@ -240,6 +296,19 @@ def test_threads_of_the_next_epoch_find_what_is_open(monkeypatch):
     dl = EODataLoader(PatchDataset(scene, window_index(scene, 64), in_memory=False), bs=4, threads=2)
     for _ in range(3): assert sum(len(b['index']) for b, in dl) == len(dl.dataset)
     assert 1 <= len(opened) <= 2
+
+
+def test_handles_are_closed_under_their_lock(monkeypatch):
+    "A thread that takes an open dataset meanwhile finds it either open or gone."
+    import eo_brew.reading as reading
+    own = reading._Handles()
+    class Lock:
+        def __enter__(self): self.before = len(own.rest)
+        def __exit__(self, *_): self.after = len(own.rest)
+    own.lock, own.rest = Lock(), [(('a', None), src := open(os.devnull))]
+    monkeypatch.setattr(reading, 'handles', own)
+    close_handles()
+    assert src.closed and (own.lock.before, own.lock.after) == (1, 0)
 
 
 def test_opened_once(monkeypatch):
