@@ -33,8 +33,8 @@ class Places:
     def batch(self, samples:list) -> Tensor|None: # (len(samples), ...)
         "The memory that `samples` fill from its start, one after the other; None: they do not."
         for slab in (s for s in self.slabs if s.data_ptr() == samples[0].data_ptr()):
-            places = [(p.data_ptr(), p.shape, p.dtype) for p in slab[:len(samples)]]
-            if places != [(s.data_ptr(), s.shape, s.dtype) for s in samples]: return
+            laid = lambda v: (v.data_ptr(), v.shape, v.stride(), v.dtype)                 # a view of a sample may begin where it does
+            if list(map(laid, slab[:len(samples)])) != list(map(laid, samples)): return
             self.slabs = [s for s in self.slabs if s is not slab]
             return slab[:len(samples)]
     def _slab(self) -> Tensor: # not initialised
@@ -90,11 +90,13 @@ class EODataLoader(TfmdDL):
             held = c
         if held is not None: yield held
     def create_batches(self, samps):
-        self.places = Places(self.bs, self.dataset.shape) if self.bs and hasattr(self.dataset, 'item') else None
-        if self.places: samps = ((s, self.places.next()) for s in samps)
+        self.places = places = Places(self.bs, self.dataset.shape) if self.bs and hasattr(self.dataset, 'item') else None
+        if places: samps = ((s, places.next()) for s in samps)
         items = read_ahead(self.do_item, samps, 0 if self.looking else self.threads, 2*(self.bs or 1))
         try: yield from map(self.do_batch, self.chunkify(o for o in items if o is not None))
-        finally: items.close()
+        finally:
+            items.close()
+            if self.places is places: self.places = None          # memory of one process: the loader may be sent to another
     def create_item(self, s):
         return self.dataset.item(s[0], s[1].numpy()) if isinstance(s, tuple) else super().create_item(s)
     def create_batch(self, b):

@@ -1,5 +1,6 @@
 """Windows, splits, masks and loaders: properties that hold for any input, and faults that must not come back."""
 import json
+import pickle
 import random
 import warnings
 from dataclasses import replace
@@ -188,6 +189,22 @@ def test_collating_copies_nothing(tmp_path, monkeypatch, threads):
     batches = [b for b, in EODataLoader(PatchDataset(scenes, window_index(scenes, 64), in_memory=False), bs=4, threads=threads)]
     assert [len(b['ms']) for b in batches] == [4, 4, 3]
     assert [b['ms'].data_ptr() for b in batches] == [s.data_ptr() for s in made]
+
+
+def test_a_view_of_a_sample_stays_what_it_is(tmp_path):
+    "A transposed square patch begins where the patch does: its batch was the one before the transform."
+    ds = PatchDataset(scenes := _files(tmp_path, 5), window_index(scenes, 64), in_memory=False)
+    turned = lambda d: {**d, 'ms': d['ms'].transpose(1, 2)}
+    for b, in EODataLoader(ds, bs=2, after_item=turned):
+        for i, x in zip(b['index'].tolist(), b['ms']): assert torch.equal(x, ds[i][0]['ms'].transpose(1, 2)) and not torch.equal(x, ds[i][0]['ms'])
+
+
+def test_a_used_loader_is_sent_to_another_process(tmp_path):
+    "With the memory of its last pass it could not be pickled, which starting workers by spawn does."
+    ds = PatchDataset(scenes := _files(tmp_path, 5), window_index(scenes, 64), in_memory=False)
+    dl = EODataLoader(ds, bs=2)
+    for _ in dl: dl.one_batch()                                                       # a pass within a pass
+    assert [b['index'].tolist() for b, in pickle.loads(pickle.dumps(dl))] == [[0, 1], [2, 3, 4]]
 
 
 @pytest.mark.parametrize('threads', [0, 2])
