@@ -33,7 +33,7 @@ def decay_groups(
     decay, keep = [], []
     for name, p in model.named_parameters():
         if not p.requires_grad: continue
-        is_token = name.endswith(('_token', 'pos_embed', '_tokens'))
+        is_token = name.endswith(('_token', 'pos_embed', '_tokens', 'relative_position_bias_table', 'logit_scale')) or 'modality_embed' in name.split('.')
         (keep if p.ndim < 2 or is_token else decay).append(p)
     return [decay, keep]
 

@@ -19,7 +19,7 @@ from .losses import cls_distill_loss, map_distill_loss
 from .monitors import CollapseMonitor
 from .show import show_views as _draw_views
 from .targets import CacheVFM, EMATargets, TargetNorm, VFMTargets, ViewsCallback, cached_strides, with_rgb
-from .teachers import EMATeacher, create_teacher
+from .teachers import EMATeacher, create_teacher, default_layers
 from .views import MultiCrop
 
 # %% ../nbs/13_deo.ipynb #1c19e41f
@@ -39,8 +39,8 @@ class MSBranch(nn.Module):
 def distill_layers(
     encoder:nn.Module, # an `Encoder`
 ) -> tuple: # (mid, late), 0-based blocks of a ViT or stages of a Swin
-    "The student's layers matched to the optical teacher's mid and late ones: same relative depth, ViT-12 has 8 and 11."
-    return (2*encoder.depth//3, encoder.depth - 1) if encoder.depth > 4 else (encoder.depth - 2, encoder.depth - 1)
+    "The student's layers matched to the optical teacher's mid and late ones, wherever that one is read: (8, 11) of 12, (15, 23) of 24."
+    return default_layers(encoder.depth)
 
 # %% ../nbs/13_deo.ipynb #ecb337cd
 class DEOModel(nn.Module):
@@ -161,11 +161,11 @@ def deo_learner(
     if vfm is None and not self_distill: raise ValueError('vfm=None and self_distill=False leave no teacher; give one of them')
     if isinstance(arch, str): arch = create_encoder(arch, {modality: sensor, 'rgb': 'rgb'}, drop_path=drop_path, **kwargs)
     views = views or MultiCrop(strides=cached_strides(vfm) if vfm and cache else None)
-    model = DEOModel(arch, _widths(vfm), modality, distill_from, self_distill, standardize, head_dim, hidden)
+    model = DEOModel(arch, _widths(vfm), modality, distill_from, self_distill, standardize, head_dim, hidden, views.n_global)
     own = [ViewsCallback(views, sensor, modality), ScheduleCallback(warmup, wd=wd), ClipPerTensor(clip), LazyLoss()]
-    if self_distill: own += [EMATargets(modality), EMACallback(momentum), CollapseMonitor()]
+    if self_distill: own += [EMATargets(modality, views.n_global), EMACallback(momentum), CollapseMonitor()]
     if vfm and cache: own.append(CacheVFM(vfm, sensor, modality, folder=None if cache is True else cache))
-    if vfm: own.append(VFMTargets(vfm))
+    if vfm: own.append(VFMTargets(vfm, views.n_global))
     parts = (['agreement', 'expansion'] if self_distill else []) + (['cls', 'patch'] if vfm else [])
     learn = Learner(dls, model, DEOLoss(eps, alpha, same_view, smooth, cls_weight), opt_func=adamw, splitter=decay_groups,
                     lr=5e-4*dls.bs*max(1, num_distrib())/256 if lr is None else lr, metrics=[LossPart(p) for p in parts], cbs=own + list(cbs or []))

@@ -31,8 +31,8 @@ def hide_highest(
     valid:Tensor=None, # (B,N) bool; what is invalid is hidden first
 ) -> Tensor: # (B,N) bool, True = hidden
     "Hide the patches with the highest keys; exactly `count` of them in a row."
-    if valid is not None: keys = keys.masked_fill(~_check_valid(valid, keys), torch.inf)
     order = keys.argsort(dim=1, descending=True, stable=True)
+    if valid is not None: order = order.gather(1, _check_valid(valid, keys).gather(1, order).int().argsort(dim=1, stable=True))   # the invalid first, by their keys
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(keys.shape[1], device=keys.device).expand_as(order))
     return rank < count
 
@@ -120,6 +120,7 @@ def _gradient(x): # (B,H,W) -> size of the Sobel gradient, in grey levels a pixe
 def info_scores(
     images, # (B,C,H,W) in 0..255, or a list of such, one a modality
     patch_size:int, # px; or one a modality, so that all have the same patch grid
+    valid:list=None, # (B,1,H,W) bool or None, one a modality: only these pixels count
 ) -> Tensor: # (B,N), >= 0
     "Gradient plus variance of every patch, summed over modalities."
     images = [images] if isinstance(images, Tensor) else list(images)
@@ -129,15 +130,21 @@ def info_scores(
     if len(set(grids)) != 1:
         raise ValueError(f'images of {len(images)} modalities have (samples, rows, columns) of patches {grids}: all have to be alike. '
                          'Read the modalities at sizes that are the same number of patches, or pass one patch_size a modality')
-    return sum(_score(x, p) for x, p in zip(images, sizes))
+    return sum(_score(x, p, v) for x, p, v in zip(images, sizes, valid or [None]*len(images)))
 
-def _score(x, p):
+def _score(x, p, valid):
     grey = x.float().mean(1)
     tiles = lambda t: t.unflatten(2, (-1, p)).unflatten(1, (-1, p))    # (B,h,p,w,p)
-    mean = F.avg_pool2d(grey[:, None], p)[:, 0, :, None, :, None]
-    off = tiles(grey) - mean                                           # before squaring: the variance of a bright patch stays exact
-    both = tiles(_gradient(grey)).addcmul_(off, off)
-    return F.avg_pool2d(both.view_as(grey)[:, None], p).flatten(1)
+    over_patch = lambda t: F.avg_pool2d(t.view_as(grey)[:, None], p)[:, 0]
+    if valid is None: off, share = tiles(grey) - over_patch(grey)[:, :, None, :, None], 1.
+    else:
+        ok = valid[:, 0].float()
+        share = over_patch(ok).clamp(min=1/p**2)
+        off = (tiles(grey) - (over_patch(grey*ok)/share)[:, :, None, :, None])*tiles(ok)
+    slope = _gradient(grey)
+    if valid is not None: slope = slope*-F.max_pool2d(-ok[:, None], 3, 1, 1)[:, 0]     # no step where data end
+    both = tiles(slope).addcmul(off, off)                              # off before squaring: the variance of a bright patch stays exact
+    return (over_patch(both)/share).flatten(1)
 
 # %% ../nbs/05_masking.ipynb #ee6522c4
 def info_weights(
@@ -191,7 +198,8 @@ def cross_modal_masks(
     out, hidden = {}, None
     for m, mask in masks.items():
         out[m] = mask if hidden is None else cross_modal_mask(hidden, mask, q, generator, (valid or {}).get(m))
-        hidden = out[m] if hidden is None else hidden & out[m]
+        unseen = out[m] | ~valid[m] if valid else out[m]               # who sees a place without data sees nothing
+        hidden = unseen if hidden is None else hidden & unseen
     return out
 
 def complement_share(

@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .callbacks import ClipPerTensor, EMACallback, LazyLoss, LossPart, ScheduleCallback, adamw, decay_groups, unwrap
+from .coding_rate import gather_rows
 from .decoders import FusionDecoder, TokenDecoder, true_first
 from .encoders import ProjectionHead, create_encoder
 from .losses import centred, cls_distill_loss, hsic, info_nce, map_distill_loss, masked_token_loss, modality_loss, weighted_mean
@@ -116,10 +117,11 @@ def _recon(self:MSSDFLoss, pred, target):
     return sum(masked_token_loss(p, target['tokens'][m], target['masks'][m] & target['valid'][m]) for m, p in pred['tokens'].items())
 
 def _pairs(term, pred, name):
-    "Mean of `term(a, b, valid)` over pairs of modalities with at least two places that hold data in both."
+    "Mean of `term(a, b, valid)`, over the places of all processes, over pairs of modalities with at least two that hold data in both."
     if not pred.get('between'): return 0.*pred['cls'].sum()
-    terms = torch.stack([term(*(x.flatten(0, 1) for x in p[name]), p['valid'].flatten()) for p in pred['between']])
-    return weighted_mean(terms, torch.stack([p['valid'].sum() > 1 for p in pred['between']]))
+    pairs = [[gather_rows(x.flatten(0, 1).float()) for x in (*p[name], p['valid'])] for p in pred['between']]
+    terms = torch.stack([term(a, b, ok > .5) for a, b, ok in pairs])
+    return weighted_mean(terms, torch.stack([ok.sum() > 1 for *_, ok in pairs]))
 
 @patch
 def _align(self:MSSDFLoss, pred, target): return _pairs(lambda a, b, ok: info_nce(a, b, max_tokens=self.max_tokens, valid=ok), pred, 'shared')

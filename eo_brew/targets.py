@@ -9,7 +9,9 @@ __all__ = ['with_rgb', 'ViewsCallback', 'EMATargets', 'asked', 'VFMTargets', 'Ta
 # %% ../nbs/10b_targets.ipynb #bb98818b
 import hashlib
 import json
+import math
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from torch import nn
 
-from .sensors import rgb_from
+from .sensors import get_sensor, rgb_from
 from .teachers import TargetStandardizer, unwrap
 
 # %% ../nbs/10b_targets.ipynb #d11e098f
@@ -30,9 +32,11 @@ def with_rgb(
 ) -> dict: # the batch with `rgb` (B,3,H,W) in [0,1] and `rgb_valid`
     "Add the RGB of the same ground, unless the batch brings its own."
     if rgb in batch: return batch
-    out = {**batch, rgb: rgb_from(batch[source], sensor)}
-    if f'{source}_valid' in batch: out[f'{rgb}_valid'] = batch[f'{source}_valid']
-    return out
+    out, valid = {**batch, rgb: rgb_from(batch[source], sensor)}, batch.get(f'{source}_valid')
+    if (bands := batch.get(f'{source}_bands')) is not None:            # a colour that is not there was filled: no colour
+        there = bands[:, get_sensor(sensor).rgb_index].all(1)[:, None, None, None]
+        valid = there.expand_as(out[rgb][:, :1]) if valid is None else valid & there
+    return out if valid is None else {**out, f'{rgb}_valid': valid}
 
 # %% ../nbs/10b_targets.ipynb #7d0539d2
 class ViewsCallback(Callback):
@@ -122,9 +126,12 @@ class TargetNorm(nn.Module):
         self.norms = nn.ModuleDict({k: TargetStandardizer(w) for k, w in widths.items()})
 
     def forward(self, said, update=True):
-        "Standardise each target of `said`; in training the running statistics follow first."
+        "Standardise each target of `said`; in training the running statistics follow first, over tokens with data under at least half of them."
         self.train(update)
-        def one(k, v): return self.norms[k](v.movedim(1, -1)).movedim(-1, 1) if v.ndim == 4 else self.norms[k](v)
+        def one(k, v):
+            if v.ndim != 4: return self.norms[k](v)
+            ok = F.adaptive_avg_pool2d(said['weight'], v.shape[2:])[:, 0] >= .5 if 'weight' in said else None
+            return self.norms[k](v.movedim(1, -1), ok).movedim(-1, 1)
         return {k: one(k, v) if k in self.norms else v for k, v in said.items()}
 
 # %% ../nbs/10b_targets.ipynb #d6df95f7
@@ -137,7 +144,9 @@ class TokenStore:
     ):
         def array(name, shape, dtype):
             if file is None: return np.zeros((n, *shape), dtype)
-            at = Path(f'{file}.{name}'); at.parent.mkdir(parents=True, exist_ok=True)
+            at, size = Path(f'{file}.{name}'), n*math.prod(shape)*np.dtype(dtype).itemsize
+            at.parent.mkdir(parents=True, exist_ok=True)
+            if at.exists() and at.stat().st_size != size: raise ValueError(f'{at} has {at.stat().st_size} bytes instead of {size}: it was cut short. Delete it')
             return np.memmap(at, dtype, 'r+' if at.exists() else 'w+', shape=(n, *shape))
         self.said, self.known = {k: array(k, s, np.float16) for k, s in shapes.items()}, array('done', (), bool)
     def put(self, ids:np.ndarray, said:dict): # numbers of windows; name -> (len(ids), ...)
@@ -155,28 +164,35 @@ class CacheVFM(Callback):
         sensor, # `Sensor` of `source`
         source:str='ms', # modality whose bands give RGB where the batch has none
         folder=None, # keep the maps in this folder instead of in memory; a later run finds them again
-    ): self.vfm, self.sensor, self.source, self.folder, self.stores = vfm, sensor, source, folder and Path(folder), {}
+    ): self.vfm, self.sensor, self.source, self.folder, self.stores = vfm, sensor, source, folder and Path(folder), WeakKeyDictionary()     # a store a dataset
 
     def before_fit(self): self.vfm.to(self.dls.device)
     def before_batch(self):
         batch = with_rgb(self.xb[0], self.sensor, self.source)
         if 'index' not in batch: raise ValueError("the batch has no 'index': cached targets need to know which window is which. Use eo_dataloaders, or cache=False")
         ids, rgb = np.asarray(batch['index']), batch['rgb']
-        store = self.stores.get(self.training) or self._open(rgb)
+        store = self.stores.get(self.dl.dataset) or self._open(rgb)
         new = ~store.known[ids]
         if new.any(): store.put(ids[new], asked(self.vfm, rgb[torch.from_numpy(new.nonzero()[0]).to(rgb.device)]))
         self.learn.xb = ({**batch, **{f'vfm_{k}': v for k, v in store.get(ids, rgb.device).items()}},)
 
     def _open(self, rgb):
-        windows, shapes = self.dl.dataset.windows, {k: v.shape[1:] for k, v in asked(self.vfm, rgb[:1]).items()}
-        store = TokenStore(len(self.dl.dataset), shapes, self.folder and self.folder/_key(self.vfm, windows))
-        return self.stores.setdefault(self.training, store)
+        shapes = {k: v.shape[1:] for k, v in asked(self.vfm, rgb[:1]).items()}
+        return self.stores.setdefault(self.dl.dataset, TokenStore(len(self.dl.dataset), shapes, self.folder and self.folder/self._key(shapes)))
+
+    def _key(self, shapes) -> str:
+        "Names the teacher, its weights, and the windows with their pixels: another of these is another file."
+        data = self.dl.dataset
+        first = with_rgb({k: v[None] for k, v in data[0][0].items() if v.ndim == 3}, self.sensor, self.source)['rgb']
+        files = [[b.file, b.stamp] for s in data.scenes for b in s.bands if b]
+        what = [self.vfm.info, self.vfm.scale, shapes, data.windows.rows.tolist(), data.windows.size, files, _checksum([first, *self.vfm.state_dict().values()])]
+        return hashlib.sha1(json.dumps(what, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _key(vfm, windows) -> str:
-    "Names the teacher, the scale and the windows: another of these is another file."
-    what = [vfm.info, vfm.scale, [windows.rows.tolist(), windows.size, list(windows.scenes), [list(s) for s in windows.shapes]]]
-    return hashlib.sha1(json.dumps(what, default=str, sort_keys=True).encode()).hexdigest()[:16]
+def _checksum(tensors) -> str:
+    total = hashlib.sha1()
+    for t in tensors: total.update(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
 
 # %% ../nbs/10b_targets.ipynb #f44c0b69
 def cached_strides(

@@ -53,7 +53,7 @@ class MultiCrop:
         n_global:int=2, # global views
         turn:bool=False, # also turn views by quarters, and mirror them upside down (not in the paper)
     ):
-        self.sizes = [global_size]*n_global + [local_size]*n_local
+        self.n_global, self.sizes = n_global, [global_size]*n_global + [local_size]*n_local
         self.scales = [global_scale]*n_global + [local_scale]*n_local
         self.ratio, self.flip, self.turn, self.strides, self.generator = ratio, flip, turn, strides or {}, generator
         self.rgb = (rgb,) if isinstance(rgb, str) else tuple(rgb or ())

@@ -233,3 +233,86 @@ def test_the_optical_teacher_stays_outside_the_model(vfm):
     cb = next(c for c in learn.cbs if isinstance(c, VFMTargets))
     mine = {id(p) for p in learn.model.parameters()}
     assert not any(id(p) in mine for p in cb.vfm.parameters()) and not any(p.requires_grad for p in cb.vfm.parameters())
+
+
+# -- what the optical teacher is asked and what is kept of it -----------------------------------------------------------------
+
+@pytest.mark.parametrize('n_global, n_local', [(1, 2), (3, 1)])
+def test_any_number_of_global_views(vfm, n_global, n_local):
+    "The teachers look at the global views, however many, and at no other."
+    learn = learner(vfm, views=MultiCrop(n_global=n_global, n_local=n_local, global_size=32, local_size=16))
+    seen = []
+    class Look(Callback):
+        order = 40
+        def before_batch(self): seen.append((len(self.yb[0]['ms']), len(self.yb[0]['cls'])))
+    learn.add_cb(Look()); fit(learn)
+    assert set(seen) == {(n_global, n_global)}
+
+
+def test_a_deep_student_has_the_layers_of_a_deep_teacher():
+    from eo_brew.teachers import default_layers
+    encoder = create_encoder('vit_tiny_patch16_224', {'ms': 3}, **{**TINY, 'depth': 24, 'embed_dim': 12, 'num_heads': 1})
+    assert distill_layers(encoder) == default_layers(24) == (15, 23)
+
+
+def test_colours_that_are_not_there_do_not_count():
+    from eo_brew.targets import with_rgb
+    dls = loaders()
+    batch = {**dls.one_batch()[0], 'ms_bands': torch.ones(8, 5, dtype=torch.bool)}
+    batch['ms_bands'][0, BANDS.index('B03')] = False                   # green
+    batch['ms_bands'][1, BANDS.index('B08')] = False                   # no colour
+    assert with_rgb(batch, dls.sensors['ms'])['rgb_valid'].flatten(1).all(1).tolist() == [False] + [True]*7
+    del batch['ms_valid']
+    assert not with_rgb(batch, dls.sensors['ms'])['rgb_valid'][0].any()
+
+
+def test_ground_without_data_is_not_in_the_statistics_of_targets():
+    from eo_brew.targets import TargetNorm
+    norm, g = TargetNorm({'late': 3}), torch.Generator().manual_seed(0)
+    x, ok = torch.randn(8, 3, 4, 4, generator=g), torch.ones(8, 1, 16, 16)
+    x[:, :, :2], ok[:, :, :8] = 50., 0.
+    norm({'late': x, 'weight': ok})
+    assert norm.norms['late'].mean.abs().max() < .5 and .5 < norm.norms['late'].var.min() and norm.norms['late'].var.max() < 2
+
+
+def cached(vfm, folder=True, dls=None, **kwargs):
+    views = MultiCrop(n_local=0, global_size=64, global_scale=(1., 1.), ratio=(1., 1.), flip=0., photometric=False, strides={'vfm_mid': 8, 'vfm_late': 8})
+    return learner(vfm, dls=dls, views=views, cache=folder, **kwargs)
+
+
+def test_each_dataset_has_its_own_cached_tokens(vfm):
+    learn = cached(vfm, self_distill=False)
+    with learn.no_logging():
+        learn.fit(1)
+        assert len(learn.cache_vfm.stores) == 2
+        a = learn.validate(ds_idx=0)[0]
+        direct = learner(vfm, self_distill=False, views=MultiCrop(n_local=0, global_size=64, global_scale=(1., 1.), ratio=(1., 1.), flip=0., photometric=False))
+        direct.model.load_state_dict(learn.model.state_dict())
+        assert a == pytest.approx(direct.validate(ds_idx=0)[0], abs=1e-3)
+
+
+def test_a_cache_folder_knows_weights_pixels_and_a_short_file(vfm, tmp_path):
+    def files(vfm, **kwargs):
+        dls = eo_dataloaders(sample_scene(), sensor='sentinel2_l1c', bands=BANDS, size=64, bs=8, n=48, **kwargs)
+        learn = cached(vfm, tmp_path, dls, self_distill=False)
+        with learn.no_logging(): learn.validate()
+        return {f.name for f in tmp_path.iterdir()}
+    first = files(vfm)
+    assert len(first) == 4 and files(vfm) == first                     # the same again
+    assert len(files(vfm, offset=-1000)) == 8
+    other = copy.deepcopy(vfm)
+    with torch.no_grad(): next(other.parameters()).mul_(1.01)
+    assert len(files(other)) == 12
+    late = next(f for f in tmp_path.iterdir() if f.name in first and f.suffix == '.late')
+    late.write_bytes(late.read_bytes()[:-2])
+    with pytest.raises(ValueError, match=r'late has \d+ bytes instead of .* Delete it'): files(vfm)
+
+
+def test_tables_and_embeddings_do_not_decay():
+    from eo_brew.callbacks import decay_groups
+    vit = create_encoder('vit_tiny_patch16_224', {'ms': 3, 'rgb': 3}, modality_embed=True, **TINY)
+    swin = create_encoder('swinv2_tiny_window8_256', {'ms': 3}, img_size=64, embed_dim=24, depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 3), window_size=4)
+    swin1 = create_encoder('swin_tiny_patch4_window7_224', {'ms': 3}, img_size=64, embed_dim=24, depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 3), window_size=4)
+    for encoder in (vit, swin, swin1):
+        decay = {id(p) for p in decay_groups(encoder)[0]}
+        assert not [n for n, p in encoder.named_parameters() if id(p) in decay and any(w in n for w in ('modality_embed', 'bias_table', 'logit_scale', '_token', 'pos_embed'))]

@@ -6,22 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from eo_brew.callbacks import StepLog
 from eo_brew.checkpoints import CheckpointCallback, CheckpointError, list_checkpoints
 from eo_brew.data import eo_dataloaders
 from eo_brew.deo import DEOLoss, DEOModel, deo_learner
-from eo_brew.distributed import distribute, gather_rows
+from eo_brew import mssdf
+from eo_brew.distributed import distribute
 from eo_brew.encoders import create_encoder
 from eo_brew.faults import StopOnSignal
-from eo_brew.losses import hsic, info_nce
+from eo_brew.masking import random_mask
 from eo_brew.monitors import CollapseMonitor
+from eo_brew.mssdf import MSSDFLoss, MSSDFModel
 from eo_brew.rasters import sample_scene
 from eo_brew.views import MultiCrop
 from processes import on_two
@@ -72,35 +72,26 @@ def test_a_local_coding_rate_is_another_loss(tmp_path):
     with pytest.raises(AssertionError): compare(deo_gradients(), on_two(deo_gradients, tmp_path, True), 1e-3)
 
 
-def pair_gradients(local=False):
-    "InfoNCE and HSIC of 9 places: 7 of one process, 2 of the other"
+def mssdf_gradients(local=False):
+    "MSSDF's whole loss for 8 samples of three modalities; each process takes its share of them"
     set_seed(0)
-    model, x, y = nn.ModuleList([nn.Linear(3, 6), nn.Linear(4, 6)]), torch.randn(9, 3), torch.randn(9, 4)
-    if dist.is_initialized(): x, y = (t[:7] if dist.get_rank() == 0 else t[7:] for t in (x, y))
-    class Both(nn.Module):
-        def __init__(self): super().__init__(); self.f, self.g = model
-        def forward(self, x, y): return self.f(x), self.g(y)
-    net = Both()
-    rows = (lambda t: t) if local else gather_rows
-    wrapped = DistributedDataParallel(net) if dist.is_initialized() else net       # kept: its hooks live as long as it does
-    a, b = (rows(t) for t in wrapped(x, y))
-    (info_nce(a, b) + hsic(a, b)).backward()
-    return {k: p.grad for k, p in net.named_parameters()}
+    names, B, N = {'ms': 4, 'rgb': 3, 'dem': 1}, 8, 9
+    model = MSSDFModel(create_encoder('vit_tiny_patch16_224', names, modality_embed=True, **{**TINY, 'img_size': 24, 'embed_dim': 16}), depth=1, fusion_depth=1, proj=6)
+    view = {m: torch.randn(B, c, 24, 24) for m, c in names.items()}
+    view |= {f'{m}_mask': random_mask(B, N, .6) for m in names} | {f'{m}_seen': torch.rand(B, N) > .2*(m == 'ms') for m in names}
+    view = {k: mine(v) for k, v in view.items()}
+    tokens = {m: mine(torch.randn(B, N, model.encoder.width)) for m in names}
+    target = {'tokens': tokens, 'masks': {m: view[f'{m}_mask'] for m in names}, 'valid': {m: view[f'{m}_seen'] for m in names}}
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True) if dist.is_initialized() else model
+    crit = MSSDFLoss(dict(recon=0., modality=0.))                      # means over valid places of a share: not what is gathered
+    if local: mssdf.gather_rows = lambda x: x
+    crit(wrapped([view], tokens), target).backward()
+    return {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
 
 
-def test_gradients_of_pairs(tmp_path):
-    compare(pair_gradients(), on_two(pair_gradients, tmp_path))
-    with pytest.raises(AssertionError): compare(pair_gradients(), on_two(pair_gradients, tmp_path/'local', True), 1e-3)
-
-
-def no_rows():
-    x = torch.ones(3*dist.get_rank(), 2, requires_grad=True)
-    out = gather_rows(x); out.sum().backward()
-    return tuple(out.shape), tuple(x.grad.shape)
-
-
-def test_a_process_without_rows(tmp_path):
-    assert on_two(no_rows, tmp_path) == [((3, 2), (0, 2)), ((3, 2), (3, 2))]
+def test_gradients_of_mssdf(tmp_path):
+    compare(mssdf_gradients(), on_two(mssdf_gradients, tmp_path))
+    with pytest.raises(AssertionError): compare(mssdf_gradients(), on_two(mssdf_gradients, tmp_path/'local', True), 1e-3)
 
 
 # -- whole runs ----------------------------------------------------------------------------------------------------------

@@ -169,3 +169,31 @@ def test_masks_do_not_synchronise_a_gpu():
     (lambda: patch_valid(torch.ones(1, 1, 9, 8).bool(), 4), 'multiples of patch_size=4')])
 def test_bad_input_is_named(call, match):
     with pytest.raises(ValueError, match=match): call()
+
+
+def test_what_stays_visible_of_invalid_ground_is_random():
+    "Not always the last patches: that would be a place the student never learns without its partner."
+    none = torch.zeros(8, 24, dtype=torch.bool)
+    assert torch.equal(random_mask(8, 24, .75, gen(), none), random_mask(8, 24, .75, gen()))
+
+
+def test_a_missing_modality_completes_nothing():
+    g, n = gen(), 16
+    masks = {m: random_mask(500, n, .75, g) for m in 'ab'}
+    valid = {'a': torch.zeros(500, n, dtype=torch.bool), 'b': torch.ones(500, n, dtype=torch.bool)}
+    masks['a'] = random_mask(500, n, .75, g, valid['a'])
+    seen = (~cross_modal_masks(masks, 1., g, valid)['b']).float().mean(0)
+    assert seen.min() > .18 and seen.max() < .32                       # a quarter everywhere
+    taken = (~masks['a']).float().mean(0)
+    assert taken.min() > .18 and taken.max() < .32
+
+
+def test_the_edge_of_the_data_is_no_information():
+    x = 128 + 10*torch.randn(4, 1, 64, 64, generator=gen())
+    valid = torch.ones(4, 1, 64, 64, dtype=torch.bool)
+    torch.testing.assert_close(info_scores([x], 16, [valid]), info_scores(x, 16))
+    valid[..., 24:] = False                                            # cuts the second column of patches in halves
+    filled = torch.where(valid, x, 40.)
+    blind, seeing = (info_scores([filled], 16, v).view(4, 4, 4) for v in (None, [valid]))
+    assert (blind[..., 1] > 3*blind[..., 0]).all()
+    assert ((seeing[..., 1]/seeing[..., 0]).log().abs() < .4).all() and (seeing[..., 2:] == 0).all()
