@@ -7,6 +7,7 @@ __all__ = ['pack', 'unpack', 'CheckpointError', 'write_checkpoint', 'read_checkp
            'CheckpointCallback', 'list_checkpoints', 'newest_checkpoint', 'ResumeCallback', 'check_fits']
 
 # %% ../nbs/12_checkpoints.ipynb #6931614e
+import hashlib
 import json
 import os
 import random
@@ -139,6 +140,13 @@ def _set_order_state(dl, state):
     if state['epoch'] is not None: dl.epoch = state['epoch']
 
 
+def _data(dl) -> dict:
+    "What a run's training data must have in common with those it goes on with; None: the loader does not say."
+    w = getattr(dl.dataset, 'windows', None)
+    windows = None if w is None else hashlib.sha1(w.rows.tobytes() + repr((w.size, [Path(s).name for s in w.scenes])).encode()).hexdigest()[:12]
+    return {'batch': dl.bs*max(1, num_distrib()), 'batches': len(dl), 'seed': getattr(dl, 'seed', None), 'windows': windows}
+
+
 class CheckpointCallback(Callback):
     "Write a checkpoint every so many minutes or steps, and at the end of the run; the newest `keep` stay."
     order, run_valid = 90, False
@@ -155,9 +163,12 @@ class CheckpointCallback(Callback):
         self.last, self.skipped, self.finished, self.due = time.monotonic(), 0, False, False
         if not rank_distrib():                                       # what a killed process was writing
             for left in self.folder.glob('.step-*.ckpt.*'): left.unlink()
+        if list_checkpoints(self.folder) and not any(isinstance(c, ResumeCallback) for c in self.learn.cbs):
+            raise CheckpointError(f'{self.folder} holds checkpoints of another run, which would outlive those of this one: '
+                                  'go on with that run (learn.resume(folder), --resume), give another folder or remove them')
     def before_train(self):
-        # the order of this epoch follows from the loader's generator as it is now, before it is drawn from
-        self.order_state, self.taken, self.skipped = _order_state(self.dl), self.skipped, 0
+        # the order of this epoch follows from the loader's generator as it is now, before it is drawn from; after `fit` the loader may be another
+        self.order_state, self.data, self.taken, self.skipped = _order_state(self.dl), _data(self.dl), self.skipped, 0
     def after_batch(self):
         self.taken += 1
         self.due = self.due or (self.train_iter % self.steps == 0 if self.steps else time.monotonic() - self.last > 60*self.minutes)
@@ -175,11 +186,14 @@ def _recorder_state(r):
     return {'lrs': list(r.lrs), 'iters': list(r.iters), 'losses': [float(l) for l in r.losses]} | {'values': rows, 'smooth': [r.smooth_loss.count, r.smooth_loss.val]}
 
 
-def _of_all_processes(dl): return dl.bs*max(1, num_distrib())
-
-
-# asked of the class: a callback without the method would pass the question on to the model
-def _others(learn): return {type(c).__name__: c for c in learn.cbs if hasattr(type(c), 'load_state_dict')}
+def _others(learn):
+    "Callbacks with a state by name; a second one of the same class is number 2."
+    names, out = [], {}
+    # asked of the class: a callback without the method would pass the question on to the model
+    for c in (c for c in learn.cbs if hasattr(type(c), 'load_state_dict')):
+        names.append(name := type(c).__name__)
+        out[name if names.count(name) == 1 else f'{name} {names.count(name)}'] = c
+    return out
 
 
 @patch
@@ -189,7 +203,7 @@ def state(self:CheckpointCallback,
     "All that the next step depends on."
     learn, opt = self.learn, self.opt
     where = {k: getattr(learn, k) for k in ('epoch', 'n_epoch', 'train_iter', 'pct_train')}
-    return {'where': where | {'taken': self.taken, 'batches': len(learn.dls.train), 'batch': _of_all_processes(self.dls.train)}, 'model': unwrap(learn.model).state_dict(),
+    return {'where': where | self.data | {'taken': self.taken}, 'model': unwrap(learn.model).state_dict(),
             'opt': opt.state_dict()['state'], 'rng': rng or rng_state(), 'order': self.order_state,
             'scaler': learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None,
             'recorder': _recorder_state(learn.recorder), 'callbacks': {k: c.state_dict() for k, c in _others(learn).items()}}
@@ -264,17 +278,24 @@ def check_fits(
     if wrong: raise CheckpointError(f'the checkpoint is of another model; {len(wrong)} tensors differ: ' + '; '.join(wrong[:5]) + '. Build the learner as the run was started')
 
 
+def _check_data(dl, where):
+    "Raise a `CheckpointError` if the training data are not those of the run; what an older checkpoint does not say is not asked."
+    new, n = _data(dl), max(1, num_distrib())
+    advice = {'batch': f"a batch of all processes together is {new['batch']}, that of the run was {where['batch']}: give each of the {n} processes bs={where['batch']/n:g}",
+              'batches': f"the loader has {new['batches']} batches, the run had {where['batches']}: go on with the same data, size and bs",
+              'seed': f"the loader has seed={new['seed']}, the run had {where.get('seed')}: go on with the same seed",
+              'windows': 'the training windows are not those of the run, so that windows of its validation may be among them: go on with the same scenes, size, split and seed'}
+    for k, text in advice.items():
+        if k in where and where[k] != new[k]: raise CheckpointError(text)
+
+
 @patch
 def before_train(self:ResumeCallback):
     "Start the loader, the schedules and the recorder where the checkpoint was taken."
     if not self.pending: return
     state, dl, done = self.state, self.dl, self.state['where']['taken']
     self.learn.logger = self.loud
-    if _of_all_processes(dl) != state['where']['batch']:
-        raise CheckpointError(f"a batch of all processes together is {_of_all_processes(dl)}, that of the run was {state['where']['batch']}: "
-                              f"give each of the {max(1, num_distrib())} processes bs={state['where']['batch']/max(1, num_distrib()):g}")
-    if len(dl) != state['where']['batches']:
-        raise CheckpointError(f"the loader has {len(dl)} batches, the run had {state['where']['batches']}: go on with the same data, size and bs")
+    _check_data(dl, state['where'])
     _set_order_state(dl, state['order'])
     # fastai has just set the share of the run that is done to that of whole epochs
     self.learn.train_iter, self.learn.pct_train = state['where']['train_iter'], state['where']['pct_train']

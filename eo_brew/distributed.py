@@ -23,6 +23,7 @@ from fastcore.basics import noop
 from torch.nn.parallel import DistributedDataParallel
 
 from .coding_rate import n_processes, sum_processes
+from .targets import ViewsCallback
 from .teachers import unwrap
 
 # %% ../nbs/12c_distributed.ipynb #3920982e
@@ -93,6 +94,8 @@ class DistributedCallback(Callback):
         if not self.training: return
         number = zlib.crc32(f'{self.seed}-{self.train_iter}-{dist.get_rank()}'.encode())
         random.seed(number); np.random.seed(number); torch.manual_seed(number)
+        for cb in self.learn.cbs:
+            if isinstance(cb, ViewsCallback) and cb.generator is not None: cb.generator.manual_seed(number)
 
     def after_fit(self):
         self.learn.model = unwrap(self.model)

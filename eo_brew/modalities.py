@@ -6,7 +6,7 @@
 __all__ = ['read_ground', 'Modality', 'match_files', 'open_modality', 'BandDropout']
 
 # %% ../nbs/02d_modalities.ipynb #195e039a
-import glob, os, re
+import glob, os, re, zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -138,7 +138,7 @@ class BandDropout(Transform):
         p:float=.1, # probability that a band of a sample is dropped
         keep:int=1, # bands that stay at least
         modality:str='ms', # its name in the batch
-        generator:torch.Generator=None, # CPU; None: the global one
+        generator:torch.Generator=None, # CPU; None: one seeded by the batch's `index`, or the global one where there is none
     ):
         super().__init__()
         if not 0 <= p < 1 or keep < 1: raise ValueError(f'p={p} must be in [0,1) and keep={keep} at least 1')
@@ -146,8 +146,9 @@ class BandDropout(Transform):
 
     def encodes(self, batch:dict):
         x = batch[self.modality]
-        B, C = x.shape[:2]
-        draw = torch.rand(B, C, generator=self.generator)
+        (B, C), g = x.shape[:2], self.generator
+        if g is None and 'index' in batch: g = torch.Generator().manual_seed(zlib.crc32(torch.as_tensor(batch['index']).cpu().numpy().tobytes()))
+        draw = torch.rand(B, C, generator=g)
         there = batch.get(f'{self.modality}_bands', torch.ones(B, C, dtype=torch.bool)).cpu()
         rank = torch.where(there, draw, -1).argsort(1, descending=True).argsort(1)
         on = (((draw >= self.p) | (rank < self.keep)) & there).to(x.device)

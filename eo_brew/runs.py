@@ -21,6 +21,7 @@ from fastai.torch_core import set_seed
 from fastai.learner import Learner
 
 from .callbacks import StepLog
+from .checkpoints import list_checkpoints
 from .data import eo_dataloaders
 from .deo import deo_learner, distill_layers
 from .encoders import create_encoder
@@ -200,6 +201,7 @@ def new_folder(
     out = Path(out)
     if out.is_file(): raise ValueError(f'out={str(out)!r} is a file: give a folder to write into')
     if (out/'encoder.safetensors').exists(): raise ValueError(f'{out} holds a finished run already: give another folder with --out, or remove it')
+    if list_checkpoints(out/'checkpoints'): raise ValueError(f'{out} holds an interrupted run: add --resume, or give another folder with --out')
     out.mkdir(parents=True, exist_ok=True)
     return out
 

@@ -58,6 +58,12 @@ class ViewsCallback(Callback):
         fixed = None if self.training else torch.Generator().manual_seed(self.seed + self.iter)
         self.learn.xb = (self.views(batch, generator=fixed),)
 
+    @property
+    def generator(self): return getattr(self.views, 'generator', None)
+    def state_dict(self): return {} if self.generator is None else {'generator': self.generator.get_state()}
+    def load_state_dict(self, state):
+        if self.generator is not None and 'generator' in state: self.generator.set_state(state['generator'])
+
 # %% ../nbs/10b_targets.ipynb #cf10756f
 class EMATargets(Callback):
     "Put the EMA teacher's projection of the global views into `yb`."

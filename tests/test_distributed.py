@@ -170,6 +170,28 @@ def test_checkpoints_are_read_by_any_number_of_processes(tmp_path):
     with pytest.raises(CheckpointError, match='give each of the 1 processes bs=8'): run(tmp_path/'one', 4)
 
 
+def test_the_last_checkpoint_of_two_processes_is_resumed(tmp_path):
+    "It is written when the loader is whole again; nothing is left to do"
+    first, again = (on_two(run, tmp_path/name, tmp_path/'shared', 4) for name in 'ab')
+    for a, b in zip(first, again): assert b['seen'] == [] and all(torch.equal(v, b['model'][k]) for k, v in a['model'].items())
+
+
+def first_box():
+    set_seed(0)
+    dls = eo_dataloaders(sample_scene(), sensor='sentinel2_l1c', bands=['B02', 'B03', 'B04'], size=32, bs=4, n=44, seed=0, device='cpu')
+    views = MultiCrop(n_local=0, global_size=16, generator=torch.Generator().manual_seed(3))
+    class Look(Callback):
+        def before_batch(self): self.learn.box = self.xb[0][0]['box']; raise KeyboardInterrupt
+    learn = distribute(deo_learner(dls, 'vit_tiny_patch16_224', None, views=views, hidden=16, head_dim=8, cbs=[Look()], **TINY))
+    try: learn.fit(1)
+    except KeyboardInterrupt: return learn.box
+
+
+def test_a_generator_of_the_views_differs_between_processes(tmp_path):
+    a, b = on_two(first_box, tmp_path)
+    assert not torch.equal(a, b)
+
+
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     "A run of two processes that nobody stops; random views and stochastic depth, which differ between the processes"

@@ -27,12 +27,12 @@ PROCESSES = multiprocessing.get_context('fork')               # have everything 
 SCENE = {}                                                      # read once for all runs
 
 
-def learner(*cbs, n=28, scenes=None, **kwargs):
+def learner(*cbs, n=28, scenes=None, seed=0, generator=None, **kwargs):
     "DEO's self-distillation on the shipped scene, with all that is random in it: windows, order, crops, colours, stochastic depth"
     torch.set_num_threads(1); set_seed(0)
-    dls = eo_dataloaders(scenes or sample_scene(), sensor='sentinel2_l1c', bands=BANDS, size=32, bs=4, n=n, seed=0, device='cpu', **kwargs)
+    dls = eo_dataloaders(scenes or sample_scene(), sensor='sentinel2_l1c', bands=BANDS, size=32, bs=4, n=n, seed=seed, device='cpu', **kwargs)
     if scenes is None: dls.train_ds.cache = dls.valid_ds.cache = SCENE
-    views = MultiCrop(n_local=1, global_size=16, local_size=8)
+    views = MultiCrop(n_local=1, global_size=16, local_size=8, generator=generator and torch.Generator().manual_seed(generator))
     learn = deo_learner(dls, 'vit_tiny_patch16_224', None, views=views, hidden=16, head_dim=8, lr=1e-3, cbs=list(cbs), **TINY)
     return learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else learn
 
@@ -138,6 +138,44 @@ def test_every_place_in_an_epoch(whole, tmp_path, step):
     "At the end of an epoch, after the first step of one, before its last"
     interrupted(tmp_path, step)
     check_same(whole, result(train(tmp_path, 3), tmp_path))
+
+
+@pytest.mark.parametrize('step', [6, 7])
+@pytest.mark.parametrize('option', [dict(band_dropout=.4), dict(generator=5)])
+def test_what_the_loader_and_a_generator_of_the_views_draw(tmp_path, step, option):
+    whole = result(train(tmp_path/'a', 3, **option), tmp_path/'a')
+    interrupted(tmp_path/'b', step, **option)
+    check_same(whole, result(train(tmp_path/'b', 3, **option), tmp_path/'b'))
+
+
+def test_other_data_are_refused(tmp_path):
+    "Another seed, or other windows of the same number, would train on what the run has kept for validation; an older checkpoint, which does not say, goes on"
+    split = lambda first: lambda windows, scenes: (windows.take(slice(first, first + 24)), windows.take(slice(24 - first, 28 - first)))
+    interrupted(tmp_path, 3, epochs=1, split=split(0))
+    with pytest.raises(CheckpointError, match='the loader has seed=1, the run had 0'): train(tmp_path, 1, seed=1, split=split(0))
+    with pytest.raises(CheckpointError, match='training windows are not those of the run'): train(tmp_path, 1, split=split(4))
+    state = newest_checkpoint(tmp_path)
+    for k in 'seed', 'windows': del state['where'][k]
+    write_checkpoint(state, tmp_path/'step-00000004.ckpt')
+    train(tmp_path, 1, split=split(4))
+
+
+def test_a_new_run_does_not_go_into_the_folder_of_an_old_one(tmp_path):
+    interrupted(tmp_path, 5)
+    before = list_checkpoints(tmp_path)
+    with pytest.raises(CheckpointError, match='checkpoints of another run'): train(tmp_path, 3, resume=False)
+    assert list_checkpoints(tmp_path) == before
+
+
+def test_two_callbacks_of_one_class(tmp_path):
+    class Remember(Callback):
+        def __init__(self, what=None): self.what = what
+        def state_dict(self): return dict(what=self.what)
+        def load_state_dict(self, state): self.what = state['what']
+    with pytest.raises(KeyboardInterrupt): train(tmp_path, 1, cbs=[Remember('a'), Remember('b'), Stop(2)])
+    later = [Remember(), Remember()]
+    train(tmp_path, 1, cbs=later)
+    assert [c.what for c in later] == ['a', 'b'] and {'Remember', 'Remember 2'} < set(newest_checkpoint(tmp_path)['callbacks'])
 
 
 def test_another_optimizer(tmp_path):
