@@ -56,6 +56,7 @@ def check_packing(
     dtype:str=None, # default uint8 for classes, else float32
 ) -> str: # dtype
     "The dtype of a map, or a ValueError when it cannot be stored like this."
+    if kind == 'classes' and channels > 255: raise ValueError(f'{channels} classes: a map holds 255 at most (uint8, 255 is nodata); join some, or write their values with kind=\'values\'')
     allowed = ('uint8',) if check_name(kind, ('classes', 'values', 'embeddings'), 'kind') == 'classes' else ('float32', 'float16', 'int16', 'int8')
     if pca is not None and not 1 <= pca <= channels: raise ValueError(f'pca={pca}: wanted 1 to {channels}, the channels of the model')
     return check_name(dtype or allowed[0], allowed, f'dtype of a map of {kind}')

@@ -7,7 +7,7 @@ __all__ = ['block_grid', 'open_for', 'weights_digest', 'sample_cells', 'Job', 'r
 
 # %% ../nbs/19_scenes.ipynb #716b7911
 import hashlib, json, os, shutil
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +68,13 @@ def weights_digest(
         h.update(k.encode()); h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if v.numel() else b'')
     return h.hexdigest()[:12]
 
+def _scene_digest(scene):
+    "Short hash of all that a scene knows of itself, its mask and its files."
+    return hashlib.sha1(json.dumps(scene, default=lambda o: vars(o) if is_dataclass(o) else str(o)).encode()).hexdigest()[:12]
+
 def _fingerprint(sweep, **options):
     "All that decides the numbers of a map, JSON-able."
-    scenes = {m: [s.name, s.shape, s.sensor.band_names, s.offset, s.gain, [b.stamp for b in s.bands if b]] for m, s in sweep.scenes.items()}
+    scenes = {m: [s.name, _scene_digest(s)] for m, s in sweep.scenes.items()}
     windows = [sweep.size, sweep.overlap, sweep.margin, sweep.kind, sweep.bs, sweep.amp, sweep.device.type]
     return json.loads(json.dumps(dict(weights=weights_digest(sweep.module), scenes=scenes, windows=windows, answer=sweep.answer, version=eo_brew.__version__, **options), default=str))
 
@@ -92,7 +96,7 @@ def sample_cells(
     for i in rng.permutation(total)[:8*n]:
         y, x = sweep.ys[i//len(sweep.xs)], sweep.xs[i % len(sweep.xs)]
         values, cells = sweep.read_ahead(y, x, x + sweep.n).result()
-        if cells.any(): z = sweep._run({k: v[None] for k, v in values.items()})[0][:, cells].T; found.append(z[torch.from_numpy(rng.permutation(len(z))[:-(-most//n)])].cpu())
+        if cells.any(): z = sweep._run(sweep.windows(values, [0]))[0][:, cells].T; found.append(z[torch.from_numpy(rng.permutation(len(z))[:-(-most//n)])].cpu())
         if len(found) == n: break
     if not found: raise ValueError(f'{sweep.scene.name} has no valid pixels where it was looked at: is it all nodata?')
     return torch.cat(found)[:most]
@@ -272,6 +276,7 @@ def predict(self:EOAccessor,
     "The map that a model makes of this scene, lazily."
     modality = modality or model_modality(model)
     s = Sweep(model, open_for(self._da, model, modality), modality, kind, **sweep)
+    check_packing(s.kind, s.channels)
     names, _ = _check_names(s, model, None, names, ())
     lazy, t = _LazyMap(s, fit_packing(s.kind)), s.scene.transform*s.scene.transform.scale(s.cell)
     coords = dict(y=t.f + t.e*(np.arange(s.shape[0]) + .5), x=t.c + t.a*(np.arange(s.shape[1]) + .5)) | ({'band': list(names)} if names and s.kind != 'classes' else {})

@@ -10,6 +10,7 @@ __all__ = ['CACHE', 'starts', 'ramp', 'fit_scene', 'check_values', 'ProbeMap', '
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import rasterio
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .encoders import Encoder
+from .patches import fill_invalid
 from .rasters import Scene, open_scene, read_window
 from .sensors import Sensor, check_name, list_sensors, get_sensor
 from .weights import find_encoder
@@ -50,7 +52,7 @@ def fit_scene(
     scene:Scene, # to be swept
     sensor:Sensor, # of the encoder
     any_gsd:bool=False, # allow other pixel sizes than the encoder's
-) -> Scene: # with the encoder's bands, in its order
+) -> Scene: # with the encoder's sensor: its bands in its order, its statistics
     "The scene as the encoder wants it, or a ValueError that says what does not fit."
     if not scene.crs: raise ValueError(f'{scene.name} has no CRS: a map of it lies nowhere. Open it with crs=..., e.g. open_scene(path, crs="EPSG:32633")')
     have, want = scene.sensor.band_names, sensor.band_names
@@ -62,7 +64,7 @@ def fit_scene(
         raise ValueError(f'{scene.name} has scale {scene.sensor.scale:g} ({scene.sensor.name!r}), the encoder {sensor.scale:g} ({sensor.name!r}): open it with gain={scene.sensor.scale/sensor.scale:g}')
     if sensor.gsd and not any_gsd and not 1/1.5 < scene.gsd/sensor.gsd < 1.5:
         raise ValueError(f'{scene.name} has pixels of {scene.gsd:g} m, the encoder was trained at {sensor.gsd:g} m: resample it (gdalwarp -tr {sensor.gsd:g} {sensor.gsd:g}) or pass any_gsd=True')
-    return scene
+    return replace(scene, sensor=sensor)
 
 def check_values(
     scene:Scene, # as from `fit_scene`
@@ -76,7 +78,8 @@ def check_values(
     if valid.mean() < .01: return
     got, mean, std = np.nanmean(x[:, valid], 1), sensor.mean.numpy(), sensor.std.numpy()
     spread = np.nanstd(x[:, valid], 1)
-    if (np.abs(got - mean) > 10*std).all() or (spread < std/500).all() and (np.abs(got) < np.abs(mean)/50).all():
+    level = sensor.center == 'band'                         # heights are taken from their median: any level will do
+    if level and (np.abs(got - mean) > 10*std).all() or (spread < std/500).all() and (np.abs(got) < np.abs(mean)/50).all():
         raise ValueError(f'{scene.name}: means {[round(float(v), 4) for v in got[:4]]}... where the encoder expects {[round(float(v), 1) for v in mean[:4]]}...: '
                          'other units? Open it with gain=... (reflectance 0..1 to DN: 10000)')
 
@@ -220,31 +223,41 @@ Sweep._fit, Sweep._measure, Sweep._run = _fit, _measure, _run
 CACHE = 256 << 20 # bytes of GDAL's cache of blocks while a sweep reads; its own default is a twentieth of the machine's memory
 
 def _strip(self:Sweep, y, x0, x1):
-    "Values and masks of the rows of windows at cell row `y`, between cell columns."
+    "Values, NaN where there are none, and masks of the rows of windows at cell row `y`, between cell columns."
     c, out, valid = self.cell, {}, True
     for m, s in self.scenes.items():
         with rasterio.Env(GDAL_CACHEMAX=CACHE): v, ok = read_window(s, (y*c, x0*c, self.size, (x1 - x0)*c))
-        fill = s.sensor.mean.numpy() if s.sensor.has_stats else np.zeros(len(v), np.float32)
-        out[m] = torch.from_numpy(np.where(np.isfinite(v), v, fill[:, None, None]).astype(np.float32))
+        out[m] = torch.from_numpy(v)
         out[f'{m}_valid'] = torch.from_numpy(ok)[None]
         valid = valid & ok
     cells = F.avg_pool2d(torch.from_numpy(np.asarray(valid, np.float32))[None], c)[0] >= .5
     return out, cells
 
+def _windows(self:Sweep, strip, columns):
+    "Batch of the windows that begin at these cell columns of a strip, each filled as a patch in training."
+    c, n = self.cell, self.n
+    batch = {k: torch.stack([v[:, :, x*c:(x+n)*c] for x in columns]) for k, v in strip.items()}
+    for m, s in self.scenes.items():
+        sensor = s.sensor if s.sensor.has_stats else s.sensor.with_stats([0]*len(s.bands), [1]*len(s.bands))
+        for x, valid in zip(batch[m].numpy(), batch[f'{m}_valid'].numpy()): fill_invalid(x, valid[0], sensor)
+    return batch
+
 def _add(self:Sweep, acc, weight, strip, cells, y, x0, xs, left):
     "Run the windows of a strip and add them to the buffer that begins at cell column `left`."
-    n, c = self.n, self.cell
+    n = self.n
     todo = [x for x in xs if cells[:, x-x0:x-x0+n].any()]
     wy = ramp(n, self.overlap, self.margin, y == 0, y == self.ys[-1])
     for i in range(0, len(todo), self.bs):
         part = todo[i:i+self.bs]
-        out = self._run({k: torch.stack([v[:, :, (x-x0)*c:(x-x0+n)*c] for x in part]) for k, v in strip.items()})
+        out = self._run(self.windows(strip, [x-x0 for x in part]))
         if self.kind == 'classes': out = out.softmax(1)
         for x, o in zip(part, out):
             w = (wy[:, None]*ramp(n, self.overlap, self.margin, x == 0, x == self.xs[-1])).to(o)
             a, b = max(x, left), min(x+n, left+weight.shape[1])
             acc[:, :, a-left:b-left] += o[:, :, a-x:b-x]*w[:, a-x:b-x]
             weight[:, a-left:b-left] += w[:, a-x:b-x]
+
+Sweep.windows = _windows
 
 # %% ../nbs/18d_sweep.ipynb #09acc524
 def region(self:Sweep,

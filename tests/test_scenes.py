@@ -1,6 +1,7 @@
 """Whole scenes: equal to the untiled model, no seams, resumable after a kill, valid COGs, flat memory."""
 import multiprocessing as mp
 import os, signal, sys, threading, time
+from dataclasses import replace
 
 import numpy as np
 import pytest, rasterio, torch, xarray as xr
@@ -8,7 +9,8 @@ from affine import Affine
 from torch import nn
 
 from eo_brew.encoders import create_encoder
-from eo_brew.rasters import open_raster, open_scene, read_window, sample_scene
+from eo_brew.rasters import open_raster, open_scene, read_window, sample_scene, write_raster
+from eo_brew.reading import Mask
 from eo_brew.scenes import Job, predict_raster
 from eo_brew.sensors import get_sensor
 from eo_brew.sweep import ProbeMap, Sweep
@@ -173,6 +175,37 @@ def test_another_model_does_not_continue_a_job(tmp_path, other):
     f = predict_raster(model(1), opened(path), tmp_path/'o.tif', **kw)
     g = predict_raster(model(0) if other == 'weights' else model(1), opened(path), tmp_path/'p.tif', **kw)
     assert np.array_equal(read(f), read(g))
+
+@pytest.mark.parametrize('change', ['nodata', 'saturated', 'mask', 'bits', 'transform', 'crs', 'resampling'])
+def test_a_scene_read_otherwise_does_not_continue_a_job(tmp_path, change):
+    scene, folder = opened(scene_file(tmp_path/'s.tif', 300, 300)), tmp_path/'.o.tif.parts'
+    code = lambda **kw: Mask(replace(scene, bands=scene.bands[:1], sensor=scene.sensor.select(['B02'])), **kw)
+    scene = replace(scene, mask=code(invalid=(400,)))
+    other = dict(nodata=500., saturated=2999., mask=code(invalid=(401,)), bits=code(invalid=(400,), bits=1), transform=scene.transform*Affine.translation(1, 0),
+                 crs=rasterio.CRS.from_epsg(32634).to_wkt(), resampling='cubic')[change]
+    def missing(s): return len(Job(Sweep(conv_model(), s, kind='values', size=64), folder, block=100).missing())
+    job = Job(Sweep(conv_model(), scene, kind='values', size=64), folder, block=100)
+    job.run(job.blocks[0])
+    assert missing(scene) == len(job.blocks) - 1
+    assert missing(replace(scene, **{'mask' if change == 'bits' else change: other})) == len(job.blocks)
+
+def test_nodata_is_filled_as_in_training(tmp_path):
+    "A window of the sweep is the patch that `PatchDataset` makes of it: heights with the window's median, bands with the encoder's mean"
+    from eo_brew.patches import PatchDataset
+    from eo_brew.windows import window_index
+    rng = np.random.default_rng(0)
+    scene = opened(scene_file(tmp_path/'s.tif', 96, 96))
+    dsm = rng.normal(500, 20, (1, 96, 96)).astype('f4'); dsm[:, :40, :50] = np.nan
+    dn = rng.integers(300, 3000, (4, 96, 96)).astype('uint16'); dn[:, 30:60, 30:] = 0
+    own = S4.with_stats([1000, 1100, 1200, 1300], [500]*4)
+    dn, dsm = write_raster(tmp_path/'dn.tif', dn, scene, S4.band_names, nodata=0), write_raster(tmp_path/'dsm.tif', dsm, scene)
+    for m, sensor, at in (('ms', own, open_scene(dn, 'sentinel2_l1c', S4.band_names, offset=0)), ('dsm', get_sensor('dsm').with_stats([3.], [7.]), open_scene(dsm, 'dsm'))):
+        seen, enc = [], create_encoder('vit_tiny_patch16_224', {m: sensor}, img_size=64, patch_size=8, embed_dim=24, depth=1, num_heads=2)
+        sweep = Sweep(enc, at, size=64, overlap=32, bs=1, any_gsd=True)
+        sweep.fn = lambda b: seen.append(b[m]) or enc(b[m], m).as_map()
+        sweep.region(0, 0, *sweep.shape)
+        patches = PatchDataset(at, window_index(at, 64, 32), sensor, name=m)
+        assert len(seen) == len(patches) and all(torch.equal(x[0], p[m]) for x, (p,) in zip(seen, patches))
 
 def test_every_task_learner_makes_its_map(tmp_path, real):
     "Classes with the names of the data, heights, change; what gives no map is told so"
