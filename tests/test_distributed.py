@@ -12,7 +12,7 @@ from fastai.torch_core import set_seed
 from torch.nn.parallel import DistributedDataParallel
 
 from eo_brew.callbacks import StepLog
-from eo_brew.checkpoints import CheckpointCallback, CheckpointError, list_checkpoints
+from eo_brew.checkpoints import CheckpointCallback, list_checkpoints
 from eo_brew.data import eo_dataloaders
 from eo_brew.deo import DEOLoss, DEOModel, deo_learner
 from eo_brew import mssdf
@@ -23,6 +23,7 @@ from eo_brew.masking import random_mask
 from eo_brew.monitors import CollapseMonitor
 from eo_brew.mssdf import MSSDFLoss, MSSDFModel
 from eo_brew.rasters import sample_scene
+from eo_brew.states import CheckpointError
 from eo_brew.views import MultiCrop
 from processes import on_two
 

@@ -11,12 +11,13 @@ from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 
 from eo_brew.callbacks import StepLog
-from eo_brew.checkpoints import CheckpointCallback, CheckpointError, list_checkpoints, newest_checkpoint, read_checkpoint, write_checkpoint
+from eo_brew.checkpoints import CheckpointCallback, list_checkpoints, newest_checkpoint
 from eo_brew.data import eo_dataloaders
 from eo_brew.deo import deo_learner
 from eo_brew.faults import EXIT_STOPPED, NotFiniteError, StopOnNaN, StopOnSignal
 from eo_brew.rasters import open_scene, sample_scene, write_raster
 from eo_brew.reading import close_handles
+from eo_brew.states import CheckpointError, read_checkpoint, write_checkpoint
 from eo_brew.views import MultiCrop
 
 BANDS = ['B02', 'B03', 'B04', 'B08', 'B11']
