@@ -42,18 +42,28 @@ def scene_classes(
     paths = [Path(s.name) for s in scenes]
     if labels == 'folder': names = [p.parent.name for p in paths]
     else:
-        if not isinstance(labels, dict): labels = _read_csv(labels)
-        short = {Path(k).name: str(v) for k, v in labels.items()} | {Path(k).stem: str(v) for k, v in labels.items()}
-        lost = [p.name for p in paths if p.name not in short and p.stem not in short]
-        if lost: raise ValueError(f'labels: no class for {lost[:5]} ({len(lost)} of {len(paths)} scenes); have {list(short)[:5]}')
-        names = [short.get(p.name, short.get(p.stem)) for p in paths]
+        by_name = {}
+        for k, v in (labels.items() if isinstance(labels, dict) else _read_csv(labels)):
+            for name in {Path(k).name, Path(k).stem}: by_name.setdefault(name, []).append((Path(k), str(v)))
+        names = [_class_of(p, by_name) for p in paths]
+        lost = [p.name for p, n in zip(paths, names) if n is None]
+        if lost: raise ValueError(f'labels: no class for {lost[:5]} ({len(lost)} of {len(paths)} scenes); have {list(by_name)[:5]}')
     return names, sorted(set(names))
 
-def _read_csv(path) -> dict:
+def _class_of(path:Path, by_name:dict) -> str|None:
+    "The class of the label whose path ends most like `path`; None: there is none."
+    folders = lambda p: p.absolute().parts[-2::-1]
+    score = lambda p: (len(os.path.commonprefix([folders(path), folders(p)])), p.name == path.name)
+    found = [(score(p), p, c) for n in {path.name, path.stem} for p, c in by_name.get(n, [])]
+    best = list(dict.fromkeys((p, c) for s, p, c in found if s == max(found)[0]))
+    if len({c for _, c in best}) > 1: raise ValueError(f'labels: {path} could be any of {[f"{p} ({c})" for p, c in best][:5]}: give more of their paths')
+    return best[0][1] if best else None
+
+def _read_csv(path) -> list: # of (file name, class)
     if not Path(path).is_file(): raise ValueError(f"labels={str(path)!r} does not exist: give a raster, 'folder', a .csv file or a dict")
     with open(path, newline='') as f: rows = [r for r in csv.reader(f) if r]
     if min(map(len, rows), default=0) < 2: raise ValueError(f'labels={str(path)!r} must have two columns, file name and class')
-    return {r[0]: r[1] for r in rows}
+    return [(r[0], r[1]) for r in rows]
 
 # %% ../nbs/03_data.ipynb #93c93d24
 def eo_dataloaders(

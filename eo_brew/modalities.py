@@ -27,7 +27,7 @@ from .sensors import Sensor
 # %% ../nbs/02d_modalities.ipynb #de7c64b9
 def read_ground(
     scene:Scene, # to be read
-    ground:tuple, # (left, bottom, right, top)
+    ground:tuple, # (left, bottom, right, top); the first row lies at the top, even where that is the lesser number
     crs:str, # of these coordinates, WKT
     size:int|tuple, # (height, width) wanted
 ) -> tuple: # values (C,h,w) float32, NaN where nothing was measured; valid (h,w) bool
@@ -76,7 +76,8 @@ class Modality:
         if crs not in self._bounds:
             self._bounds[crs] = np.array([transform_bounds(rasterio.CRS.from_wkt(s.crs), rasterio.CRS.from_wkt(crs), *s.bounds) for s in self.scenes])
         l, b, r, t = self._bounds[crs].T
-        area = (np.minimum(r, ground[2]) - np.maximum(l, ground[0])).clip(0)*(np.minimum(t, ground[3]) - np.maximum(b, ground[1])).clip(0)
+        south, north = sorted(ground[1::2])
+        area = (np.minimum(r, ground[2]) - np.maximum(l, ground[0])).clip(0)*(np.minimum(t, north) - np.maximum(b, south)).clip(0)
         return self.scenes[int(area.argmax())] if area.max() > 0 else None
 
     def read(self, i:int, scene:Scene, window:tuple) -> tuple: # values with NaN, valid
@@ -84,8 +85,7 @@ class Modality:
         y, x, h, w = window
         (l, t), (r, b) = scene.transform*(x, y), scene.transform*(x + w, y + h)
         mine = self.find(i, (l, b, r, t), scene.crs)
-        ratio = self._ratio(scene)
-        size = (self.size, self.size) if self.size else (max(1, round(h*ratio)), max(1, round(w*ratio)))
+        size = (self.size, self.size) if self.size else tuple(max(1, round(n*self._ratio(scene))) for n in (h, w))
         if mine is None: return np.full((len(self.sensor), *size), np.nan, np.float32), np.zeros(size, bool)
         if scene.crs: return read_ground(mine, (l, b, r, t), scene.crs, size)
         ry, rx = mine.shape[0]/scene.shape[0], mine.shape[1]/scene.shape[1]      # no CRS: the pair shows the same ground
@@ -94,7 +94,10 @@ class Modality:
     def _ratio(self, scene:Scene) -> float:
         "Pixels of this modality for one of `scene`."
         one = next(s for s in self.scenes if s is not None)
-        return scene.gsd/one.gsd if scene.crs and rasterio.CRS.from_wkt(one.crs).is_projected else one.shape[0]/scene.shape[0] if not scene.crs else 1.
+        if not scene.crs: return one.shape[0]/scene.shape[0]
+        if not rasterio.CRS.from_wkt(one.crs).is_projected: return 1.
+        if rasterio.CRS.from_wkt(scene.crs).is_projected: return scene.gsd/one.gsd
+        raise ValueError(f'modalities[{self.name!r}]: {scene.name} has degrees and {one.name} metres: say how many pixels a patch shall have with size=...')
 
 # %% ../nbs/02d_modalities.ipynb #343e2f5c
 def match_files(
@@ -123,12 +126,13 @@ def open_modality(
     spec = dict(spec)
     if 'path' not in spec: raise ValueError(f"modalities[{name!r}]={spec} needs a path: dict(path=..., sensor=...)")
     path, size = spec.pop('path'), spec.pop('size', None)
-    if isinstance(path, (str, Path)) and '*' in str(path):
-        files = match_files([s.name for s in scenes], str(path), str(pattern), allow_missing) if pattern and '*' in str(pattern) else sorted(glob.glob(str(path)))
-    else: files = path
+    starred = [isinstance(p, (str, Path)) and '*' in str(p) for p in (path, pattern)]
+    files = match_files([s.name for s in scenes], str(path), str(pattern), allow_missing) if all(starred) else sorted(glob.glob(str(path))) if starred[0] else path
     found = [None if f is None else open_scenes(f, **spec)[0] for f in files] if isinstance(files, list) else open_scenes(files, **spec)
-    paired = len(found) == len(scenes) and (None in found or not all(s.crs for s in found) or (pattern is not None and '*' in str(path)))
-    return Modality(name, next(s for s in found if s is not None).sensor, found, paired, size)
+    paired = len(found) == len(scenes) and (all(starred) or not all(s.crs for s in [*scenes, *found]))
+    m = Modality(name, next(s for s in found if s is not None).sensor, found, paired, size)
+    if size is None and scenes: m._ratio(scenes[0])                    # told now, not at the first patch
+    return m
 
 # %% ../nbs/02d_modalities.ipynb #c4cf6034
 class BandDropout(Transform):

@@ -15,9 +15,9 @@ from fastai.learner import Learner
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import nn
 
-from eo_brew.data import eo_dataloaders
+from eo_brew.data import eo_dataloaders, scene_classes
 from eo_brew.loader import EODataLoader
-from eo_brew.modalities import BandDropout
+from eo_brew.modalities import BandDropout, open_modality
 from eo_brew.patches import PatchDataset, fill_invalid
 from eo_brew.rasters import open_scene, open_scenes, sample_labels, sample_scene, write_raster
 from eo_brew.reading import Scene, close_handles, read_window
@@ -276,6 +276,58 @@ def test_refused_inputs(tmp_path):
     with pytest.raises(ValueError, match='16-bit overflow'): eo_dataloaders(write_raster(tmp_path/'o.tif', wrapped, S2, BANDS), 'sentinel2_l1c', size=64, bs=4)
     nothing = np.zeros((4, 256, 256), 'uint16')
     with pytest.raises(ValueError, match='no valid pixel'): eo_dataloaders(write_raster(tmp_path/'n.tif', nothing, S2, BANDS), 'sentinel2_l1c', size=64, bs=4)
+
+
+def _at(path, x, transform, crs=32633):
+    x = np.asarray(x, 'float32')[None]
+    with rasterio.open(path, 'w', driver='GTiff', dtype='float32', count=1, height=x.shape[1], width=x.shape[2], transform=transform,
+                       crs=rasterio.CRS.from_epsg(crs) if crs else None) as dst: dst.write(x)
+    return str(path)
+
+
+def test_classes_by_the_longest_path(tmp_path):
+    "Labels given by path collapsed to the file name: both were water."
+    files = []
+    for n in 'ab':
+        (tmp_path/n).mkdir()
+        files.append(_at(tmp_path/n/'1.tif', np.ones((4, 4)), Affine(10, 0, 0, 0, -10, 0)))
+    scenes = open_scenes(files, 'dsm')
+    assert scene_classes({'a/1.tif': 'forest', 'b/1.tif': 'water'}, scenes) == (['forest', 'water'], ['forest', 'water'])
+    assert scene_classes({'b/1': 'water', f'{tmp_path}/a/1.tif': 'forest', 'c/1.tif': 'town'}, scenes)[0] == ['forest', 'water']
+    assert scene_classes({'1.tif': 'forest', '1.png': 'water'}, scenes)[0] == ['forest', 'forest']
+    with pytest.raises(ValueError, match=r"b/1.tif could be any of \['a/1.tif \(forest\)', 'c/1.tif \(town\)'\]"): scene_classes({'a/1.tif': 'forest', 'c/1.tif': 'town'}, scenes)
+    (tmp_path/'l.csv').write_text('1.tif,forest\n1.tif,water\n')
+    with pytest.raises(ValueError, match='give more of their paths'): scene_classes(tmp_path/'l.csv', scenes)
+
+
+@pytest.mark.parametrize('south_up', [True, False])
+def test_second_look_at_a_south_up_scene(tmp_path, south_up):
+    "Its ground had a negative height: nothing overlapped, and the second modality was silently empty."
+    rows = np.repeat(np.arange(64.)[:, None], 64, 1)                                      # northing in tens of metres
+    up, down = Affine(10, 0, 0, 0, 10, 0), Affine(10, 0, 0, 0, -10, 640)
+    first = open_scenes(_at(tmp_path/'a.tif', rows, up), 'dsm')
+    spec = dict(path=_at(tmp_path/'b.tif', rows if south_up else rows[::-1], up if south_up else down), sensor='dsm')
+    x, ok = open_modality('dsm', spec, first).read(0, first[0], (8, 0, 32, 32))
+    assert ok.all(); np.testing.assert_array_equal(x[0], read_window(first[0], (8, 0, 32, 32))[0][0])
+
+
+def test_degrees_beside_metres_ask_for_a_size(tmp_path):
+    "1e-4 degrees by 10 m: patches of one pixel."
+    first = open_scenes(_at(tmp_path/'a.tif', np.ones((64, 64)), Affine(1e-4, 0, 15, 0, -1e-4, 50.02), 4326), 'dsm')
+    spec = dict(path=_at(tmp_path/'b.tif', np.ones((128, 128)), Affine(10, 0, 499500, 0, -10, 5541500)), sensor='dsm')
+    with pytest.raises(ValueError, match=r"modalities\['dsm'\].*a.tif has degrees and .*b.tif metres.*size="): open_modality('dsm', spec, first)
+    x, ok = open_modality('dsm', spec | dict(size=24), first).read(0, first[0], (0, 0, 32, 32))
+    assert x.shape == (1, 24, 24) and ok.all()
+
+
+def test_one_star_does_not_pair_by_order(tmp_path):
+    "As many files as scenes, in another order: each scene had another's ground."
+    t = lambda i: Affine(10, 0, 1000.*i, 0, -10, 0)
+    for i, n in enumerate('ab'):
+        _at(tmp_path/f'{n}_s.tif', np.full((32, 32), i), t(i)); _at(tmp_path/f'{"yx"[i]}_dsm.tif', np.full((32, 32), i), t(i))
+    scenes = open_scenes([str(tmp_path/f'{n}_s.tif') for n in 'ab'], 'dsm')
+    m = open_modality('dsm', dict(path=f'{tmp_path}/*_dsm.tif', sensor='dsm'), scenes, str(tmp_path))
+    for i in (0, 1): assert (m.read(i, scenes[i], (0, 0, 16, 16))[0] == i).all()
 
 
 def test_statistics_are_measured_without_the_invalid(tmp_path):
