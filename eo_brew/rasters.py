@@ -170,7 +170,7 @@ def _open_mask(mask, path, scene:Scene) -> Mask:
     b = band_files(file)[0]
     if b.crs != scene.crs and scene.crs and b.crs: raise ValueError(f'mask {file} has another CRS than {scene.name}: reproject it (gdalwarp -r near)')
     sensor = Sensor('mask', [dict(name='mask', wavelength=None, gsd=None)])
-    return Mask(Scene(os.fspath(file), sensor, (b,), b.shape, b.transform, b.crs, resampling='nearest'), **rule)
+    return Mask(Scene(os.fspath(file), sensor, (b,), *common_grid([b]), b.crs, resampling='nearest'), **rule)
 
 # %% ../nbs/02_rasters.ipynb #fae3ebe7
 def open_scenes(

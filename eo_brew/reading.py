@@ -78,15 +78,19 @@ def common_grid(
     if len({b.crs for b in bands}) > 1:
         crs = {Path(b.file).name: rasterio.CRS.from_wkt(b.crs).to_string() if b.crs else None for b in bands}
         raise ValueError(f'bands differ in CRS: {crs}; reproject them to one (gdalwarp), or open them as modalities side by side')
+    turned = [b for b in bands if max(abs(b.transform.b), abs(b.transform.d)) > 1e-6*b.transform.a]
+    if turned: raise ValueError(f'{turned[0].file} is rotated or flipped, {tuple(turned[0].transform)[:6]}: warp it to a north-up grid (gdalwarp)')
+    if len({b.transform.e > 0 for b in bands}) > 1:
+        raise ValueError(f'some of {[Path(b.file).name for b in bands]} are north-up, some south-up: warp them to north-up grids (gdalwarp)')
     fine = min(bands, key=lambda b: abs(b.transform.e))
     if len({(b.shape, b.transform) for b in bands}) == 1: return fine.shape, fine.transform
     l, bo, r, t = (f(v) for f, v in zip((max, max, min, min), zip(*map(bounds, bands))))
-    rx, ry = fine.transform.a, abs(fine.transform.e)
-    h, w = round((t - bo)/ry), round((r - l)/rx)
+    rx, ry = fine.transform.a, fine.transform.e
+    h, w = round((t - bo)/abs(ry)), round((r - l)/rx)
     if h < 1 or w < 1:
         where = [f'{Path(b.file).name} {tuple(round(v, 1) for v in bounds(b))}' for b in bands]
         raise ValueError(f'bands do not overlap (left, bottom, right, top): {where}')
-    return (h, w), Affine(rx, 0, l, 0, -ry, t)
+    return (h, w), Affine(rx, 0, l, 0, ry, t if ry < 0 else bo)
 
 # %% ../nbs/01c_reading.ipynb #7fd76967
 _EXACT = ('uint8', 'int8', 'uint16', 'int16', 'float32') # whose numbers float32 holds exactly
@@ -275,7 +279,8 @@ MASKS = {
 def _apply_mask(scene:Scene, x, valid, window, size) -> tuple:
     "Invalidate what the scene's mask forbids."
     m = scene.mask
-    on_grid = replace(m.scene, shape=scene.shape, transform=scene.transform, resampling='nearest')
+    bands = tuple(replace(b, dtype='float32') for b in m.scene.bands)
+    on_grid = replace(m.scene, bands=bands, shape=scene.shape, transform=scene.transform, resampling='nearest', nodata=float('nan'))  # outside: NaN
     code, there = read_window(on_grid, window, size)
     code = np.where(there, code[0], -1).astype(np.int64)
     bad = ~there | np.isin(code, m.invalid) | ((code & m.bits) != 0)

@@ -30,11 +30,11 @@ def closed():
     close_handles()
 
 
-def save(path, x, gsd=10, crs=UTM, x0=0, **kw):
+def save(path, x, gsd=10, crs=UTM, x0=0, transform=None, **kw):
     x = np.asarray(x)
     x = x[None] if x.ndim == 2 else x
     with rasterio.open(path, 'w', driver='GTiff', dtype=x.dtype, count=len(x), height=x.shape[1], width=x.shape[2], crs=crs,
-                       transform=Affine(gsd, 0, x0, 0, -gsd, 0), **kw) as dst: dst.write(x)
+                       transform=transform or Affine(gsd, 0, x0, 0, -gsd, 0), **kw) as dst: dst.write(x)
     return path
 
 
@@ -231,6 +231,44 @@ def test_partial_overlap_takes_the_common_ground(tmp_path):
     x, ok = read_window(scene)
     assert scene.shape == (8, 5) and ok.all()
     np.testing.assert_array_equal(x[0], g[:, 3:]); np.testing.assert_array_equal(x[1], g[:, :5])
+
+
+@pytest.mark.parametrize('turn', [30, 90, 180])
+def test_rotated_rasters_are_refused(tmp_path, turn):
+    "Their rotation was dropped, without an error."
+    t = Affine(10, 0, 0, 0, -10, 0) @ Affine.rotation(turn)
+    for n, k in (('B02', 1), ('B11', 2)): save(tmp_path/f'{n}.tif', np.ones((24//k, 24//k), 'uint16'), transform=t @ Affine.scale(k))
+    for path, kw in ((tmp_path, {}), (tmp_path/'B02.tif', dict(bands=['B02'])), (tmp_path/'B02.tif', dict(bands=['B02'], gsd=20))):
+        with pytest.raises(ValueError, match='B02.tif is rotated or flipped.*gdalwarp'): open_scene(path, 'sentinel2_l1c', offset=0, **kw)
+    good = save(tmp_path/'good.tif', np.ones((24, 24), 'uint16'))
+    with pytest.raises(ValueError, match='B02.tif is rotated'): open_scene(good, 'sentinel2_l1c', ['B02'], offset=0, mask=(tmp_path/'B02.tif', 'scl'))
+
+
+def test_south_up_at_mixed_resolution(tmp_path):
+    fine = np.random.default_rng(0).integers(1, 999, (24, 24)).astype('uint16')
+    up = Affine(10, 0, 500, 0, 10, 700)
+    save(tmp_path/'B02.tif', fine, transform=up); save(tmp_path/'B11.tif', np.repeat(np.arange(1, 7, dtype='uint16'), 6).reshape(6, 6)*100, transform=up @ Affine.scale(2))
+    scene = open_scene(tmp_path, 'sentinel2_l1c', offset=0)
+    assert (scene.shape, scene.transform) == ((12, 12), up)                                # the ground of both: the first rows, in the south
+    x, ok = read_window(scene)
+    np.testing.assert_array_equal(x[0], fine[:12, :12]); assert ok.all() and (np.diff(x[1][:, 0]) >= 0).all() and x[1][0, 0] == 100
+    coarse = open_scene(tmp_path/'B02.tif', 'sentinel2_l1c', ['B02'], offset=0, gsd=20)
+    assert coarse.transform == up @ Affine.scale(2) and np.corrcoef(read_window(coarse)[0].ravel(), fine.reshape(12, 2, 12, 2).mean((1, 3)).ravel())[0, 1] > .85
+    save(tmp_path/'B11.tif', np.ones((6, 6), 'uint16'), 20)
+    with pytest.raises(ValueError, match='are north-up, some south-up: warp them'): open_scene(tmp_path, 'sentinel2_l1c', offset=0)
+
+
+@pytest.mark.parametrize('rule', ['scl', 'fmask', 'hls_fmask', 'qa_pixel', dict(invalid=(9,))], ids=str)
+@pytest.mark.parametrize('gsd', [10, 20])
+def test_ground_outside_the_mask_is_not_clear(tmp_path, rule, gsd):
+    "The virtual raster gives 0 there, which is clear in most masks."
+    f = save(tmp_path/'a.tif', np.full((16, 16), 1500, 'uint16'))
+    clear = 4 if rule == 'scl' else 0
+    save(tmp_path/'mask.tif', np.full((160//gsd, 80//gsd), clear, 'uint8'), gsd, x0=40)
+    scene = open_scene(f, 'sentinel2_l1c', ['B02'], offset=0, mask=(tmp_path/'mask.tif', rule))
+    for n, (x, ok) in ((16, read_window(scene)), (8, read_window(scene, size=8)), (16, read_ground(scene, scene.bounds, scene.crs, 16))):
+        assert ok[:, n//4:3*n//4].all() and ok.sum() == n*n//2 and np.isnan(x[:, ~ok]).all()
+    assert not read_window(scene, (0, 0, 4, 4))[1].any() and read_window(scene, (0, 4, 8, 8))[1].all()
 
 
 def test_hole_of_a_coarse_band_is_not_filled(tmp_path):
