@@ -220,6 +220,7 @@ def run_export(
     from eo_brew.export import export_onnx, push, save_folder
     out = Path(args.out)
     if out.suffix not in ('', '.onnx'): raise ValueError(f'{out}: wanted a file that ends in .onnx, or a folder for the layout of the hub')
+    if out.suffix and args.push: raise ValueError(f'--push uploads the layout of the hub: give a folder in place of {out}, or leave --push {args.push} out')
     if (out if out.suffix else out/'encoder.safetensors').exists() and not args.overwrite: raise ValueError(f'{out} exists: choose another name or add --overwrite')
     encoder, modality, layers = _load(args)
     if out.suffix == '.onnx':

@@ -11,6 +11,7 @@ from pathlib import Path
 import math
 import numpy as np, torch
 from torch import nn
+from .encoders import Encoder, create_encoder
 from .probes import knn_probe, linear_probe
 from .protocols import draw_labels
 from .scene_probe import RawCells, pixel_forest, scene_probe
@@ -95,13 +96,14 @@ def random_copy(
     seed:int=0 # of the weights
 )->nn.Module:
     "The same architecture with fresh random weights"
-    new = deepcopy(encoder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if isinstance(encoder, Encoder): return create_encoder(**encoder.config).to(next(encoder.parameters()).device).train(encoder.training)
+        new = deepcopy(encoder)
         for m in new.modules():
             if hasattr(m, 'reset_parameters'): m.reset_parameters()
-            for n,p in m.named_parameters(recurse=False):
-                if n in ('cls_token','pos_embed','reg_token'): nn.init.trunc_normal_(p, std=.02)
+            else:
+                for p in m.parameters(recurse=False): nn.init.trunc_normal_(p, std=.02)
     return new
 
 class OnRGB(nn.Module):

@@ -13,6 +13,7 @@ import warnings
 import numpy as np, torch
 from torch import Tensor, nn
 import torch.nn.functional as F
+from .modalities import BandDropout
 
 # %% ../nbs/15_probes.ipynb #a2b2cbcf
 @dataclass
@@ -66,7 +67,9 @@ def frozen(model:nn.Module): # any module
 # %% ../nbs/15_probes.ipynb #401fdacb
 def _batches(data, bs):
     "Batches in order with no sample dropped, from a dataset or a loader"
-    if hasattr(data, 'new') and hasattr(data, 'drop_last'): return data.new(shuffle=False, drop_last=False) # fastai's loader
+    if hasattr(data, 'new') and hasattr(data, 'drop_last'): # fastai's loader; nothing is dropped, bands neither
+        tfms = getattr(data.after_batch, 'fs', None)
+        return data.new(shuffle=False, drop_last=False, **({} if tfms is None else dict(after_batch=[f for f in tfms if not isinstance(f, BandDropout)])))
     if getattr(data, 'drop_last', False): raise ValueError("this DataLoader has drop_last=True, which would leave samples out silently: make it with drop_last=False.")
     if hasattr(data, '__getitem__'): return torch.utils.data.DataLoader(data, batch_size=bs)
     return data

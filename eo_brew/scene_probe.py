@@ -32,17 +32,18 @@ def scene_windows(
     "Corners of windows that cover the scene, none of them with training and test columns together"
     edges = [0, *(np.flatnonzero(np.diff(test))+1).tolist(), len(test)]
     if bad := [e for e in edges[1:-1] if e%cell]: raise ValueError(f"the split changes at columns {bad}, which are not multiples of cell={cell}.")
-    def along(a, b):
+    def along(a, b, others=False): # others: stripes of the same kind before
         b -= (b-a)%cell
+        if b-a<window and others: return []
         if b-a<window: raise ValueError(f"window={window} does not fit between pixels {a} and {b}: choose at most {b-a}, or wider stripes.")
         return [*range(a, b-window, window), b-window]
-    return [(y,x) for y in along(0, height) for a,b in zip(edges, edges[1:]) for x in along(a, b)]
+    return [(y,x) for y in along(0, height) for a,b in zip(edges, edges[1:]) for x in along(a, b, b==len(test) and (test[:a]==test[a]).any())]
 
 # %% ../nbs/15a_scene_probe.ipynb #708e7912
 def read_labels(
-    labels, # path of a raster, `DataArray` or array (H,W); 255 = unlabelled
+    labels, # path of a raster, `DataArray` or array (H,W); 255, its nodata and NaN = unlabelled
     scene=None # the scene they must lie on, array or `DataArray` (band,y,x)
-)->tuple: # (H,W) int64 array, class names or None
+)->tuple: # (H,W) int64 array, 255 = unlabelled; class names or None
     "Label raster, after checking that it lies on the scene's grid"
     if isinstance(labels, (str,)) or hasattr(labels, '__fspath__'):
         import rioxarray
@@ -54,7 +55,8 @@ def read_labels(
         for k,a,b in (('CRS', labels.rio.crs, scene.rio.crs), ('transform', labels.rio.transform(), scene.rio.transform())):
             if a!=b and (k=='CRS' or not a.almost_equals(b)): raise ValueError(f"labels and scene differ in {k}: {a} against {b}. Reproject the labels to the scene's grid.")
     names = getattr(labels, 'attrs', {}).get('classes')
-    return y.astype(np.int64), tuple(names.split(',')) if names else None
+    none = (y!=y) | (y==(labels.rio.nodata if hasattr(labels, 'rio') else None))
+    return np.where(none, 255, y.astype(np.float64)).astype(np.int64), tuple(names.split(',')) if names else None
 
 def scene_array(
     scene, # `DataArray` or array (C,H,W), physical values, NaN = no data
@@ -128,7 +130,7 @@ def scene_probe(
     seed:int=0, # of the held-out training windows
     bs:int=16, # windows a batch
     **kwargs # for the probe
-)->ProbeResult: # cells; `.pixels` the same for pixels, `.map` (h,w) predicted class of each cell
+)->ProbeResult: # cells; `.pixels` the same for pixels, `.map` (h,w) predicted class of each cell, 255 where no window lies
     "Probe of frozen tokens on one scene, test columns apart from training columns"
     y,names = read_labels(labels, scene)
     test = stripe_columns(scene.shape[-1]) if test is None else np.asarray(test, bool)
@@ -156,13 +158,15 @@ def probe_cells(
     h,w,_ = v.shape; crop = y[:h*cell,:w*cell]
     lab = token_labels(torch.as_tensor(crop)[None], (h,w), min_labelled=min_labelled)[0]
     col = torch.as_tensor(test[:w*cell:cell]).repeat(h)
-    group = torch.zeros(h, w, dtype=torch.long)
+    group = torch.full((h, w), -1)
     for i,(r,c) in enumerate(wins): group[r//cell:(r+window)//cell, c//cell:(c+window)//cell] = i
+    seen = (group>=0).numpy()
     flat,group = v.flatten(0,1),group.flatten()
+    lab[group<0] = 255
     r = probe((flat[~col], lab[~col], group[~col]), (flat[col], lab[col], group[col]), classes=classes, **kwargs)
-    r.map = r.model(flat).reshape(h, w)
+    r.map = np.where(seen, r.model(flat).reshape(h, w), 255)
     big,k = r.map.repeat(cell,0).repeat(cell,1), len(r.classes)
-    on = (crop!=255) & test[None,:w*cell]
+    on = (crop!=255) & test[None,:w*cell] & (big!=255)
     r.pixels = ProbeResult(confusion_matrix(crop[on], big[on], k), r.classes, r.n_train, int(on.sum()), f'{r.method}, pixels', r.settings)
     r.settings['test_pixels_outside'] = int((y!=255)[:,test].sum()-on.sum())
     return r

@@ -111,7 +111,7 @@ MISTAKES = {
     'predict {d}/encoder.safetensors {d}/scene.tif --out {t}/no/o.tif': 'does not exist', 'predict {d}/encoder.safetensors {d}/scene.tif --out {t}/o.jpg': '.tif (COG)',
     PREDICT + '--size 50': 'patch_size=8', PREDICT + '--size 512': 'smaller than one window', PREDICT + '--pca 99': 'pca=99', PREDICT + '--modality rgb': "'rgb'", PREDICT + '--layers 7': '0 to 1',
     PREDICT + '--gain 0.0001': 'gain', PREDICT + '--labels {d}/small.tif': '(96, 700)', PREDICT + '--dtype int9': "'int9'", PREDICT + '--crs EPSG:1': 'EPSG',
-    'export {d}/encoder.safetensors {t}/e.pt': 'ends in .onnx', 'export {d}/encoder.safetensors {d}': '--overwrite', 'export {d}/no {t}/e.onnx': 'no file',
+    'export {d}/encoder.safetensors {t}/e.pt': 'ends in .onnx', 'export {d}/encoder.safetensors {t}/e.onnx --push me/brew': 'give a folder', 'export {d}/encoder.safetensors {d}': '--overwrite', 'export {d}/no {t}/e.onnx': 'no file',
     'probe {d}/encoder.safetensors --data {d}/scene.tif --labels {d}/small.tif --out {t}/p': '(96, 700)', 'probe {d}/encoder.safetensors --data {d}/scene.tif --labels {d}/no.tif --out {t}/p': 'no.tif',
 }
 

@@ -95,6 +95,38 @@ def test_pixels_without_data_are_not_scored():
     full = pixel_forest(np.nan_to_num(x), y, trees=5); holed = pixel_forest(x, y, trees=5)
     assert full.n_test-holed.n_test == 64
 
+@pytest.mark.parametrize('width', [768+40, 1280+88])
+def test_a_narrow_last_stripe_is_left_unused(width):
+    "Its labels, here wrong, are neither learnt nor scored"
+    rng = np.random.default_rng(0); y = np.kron(rng.integers(0, 3, (12,width//8)), np.ones((8,8), int))
+    x = np.stack([(y == c)*4. for c in range(3)]) + rng.normal(size=(3,*y.shape))
+    end = width//256*256; wrong = y.copy(); wrong[:,end:] = 3
+    a,b = (scene_probe(RawCells(8), x[...,:n], l[...,:n]) for n,l in ((end,y),(width,wrong)))
+    assert (a.map == b.map[:,:end//8]).all() and (b.map[:,end//8:] == 255).all()
+    assert (a.confusion == b.confusion).all() and (a.pixels.confusion == b.pixels.confusion).all()
+
+@pytest.mark.parametrize('nodata,dtype', [(0,'uint8'), (-1,'int8'), (float('nan'),'float32')])
+def test_nodata_of_a_label_file_is_unlabelled(tmp_path, nodata, dtype):
+    from eo_brew.rasters import write_raster
+    y = np.array([[nodata,1],[2,nodata]], dtype)
+    assert read_labels(write_raster(tmp_path/'y.tif', y, nodata=nodata))[0].tolist() == [[255,1],[2,255]]
+
+def test_a_training_loader_is_encoded_without_dropped_bands():
+    from eo_brew.data import eo_dataloaders
+    from eo_brew.rasters import sample_scene
+    dls = eo_dataloaders(sample_scene(), sensor='sentinel2_l1c', bands=['B02','B03'], size=128, bs=8, band_dropout=.5, device='cpu')
+    assert torch.equal(encode(RawCells(8), dls.train).x, encode(RawCells(8), dls.train_ds).x)
+
+def test_a_random_copy_keeps_nothing_of_what_was_learnt():
+    from eo_brew.compare import random_copy
+    for arch,kw in (('vit_tiny_patch16_224', dict(modality_embed=True, init_values=.1, reg_tokens=2)), ('vit_small_patch16_dinov3', {}), ('swin_tiny_patch4_window7_224', dict(depths=(1,1), num_heads=(1,2)))):
+        enc = create_encoder(arch, {'ms': 3}, img_size=224, **{**dict(embed_dim=24), **(kw if 'swin' in arch else dict(depth=2, num_heads=2, **kw))})
+        with torch.no_grad():
+            for p in enc.parameters(): p.fill_(7.)
+        new,again,other = random_copy(enc), random_copy(enc), random_copy(enc, 1)
+        assert not [n for n,p in new.named_parameters() if (p == 7).any()]
+        assert all(torch.equal(a, b) for a,b in zip(new.parameters(), again.parameters())) and not torch.equal(new.embeds['ms'].proj.weight, other.embeds['ms'].proj.weight)
+
 def test_labels_of_another_grid_are_refused():
     from eo_brew.rasters import open_raster, sample_labels, sample_scene
     scene = open_raster(sample_scene(), sensor='sentinel2_l1c', bands=['B02'])
