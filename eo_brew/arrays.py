@@ -132,7 +132,7 @@ def _described(src, path:str, sensor:Sensor, bands, offset:float, gain:float, no
     if missing: raise ValueError(f'bands={missing} are not in {path}, which holds {list(refs)}')
     a = src[refs[wanted.band_names[0]][0]]
     at = dict(zip(layout, a.shape))
-    shape, (transform, wkt) = (at['y'], at['x']), _georeference(src, layout, crs)
+    shape, (transform, wkt) = (at['y'], at['x']), _georeference(src, a, layout, crs, path)
     files = tuple(BandFile(path, i, shape, transform, wkt, str(a.dtype), nodata, v, stamp=file_stamp(path)) for v, i in map(refs.get, wanted.band_names))
     names = _layer_names(a, layout, path)
     return [ArrayScene(names[i], wanted, files, shape, transform, wkt, offset, gain, nodata, layer=i, layout=layout)
@@ -145,11 +145,12 @@ def _layer_names(a, layout:str, path:str) -> list: # path, number and date of ea
     dates = [f'_{str(t)[:10]}' for t in a[dim].values] if dim in getattr(a, 'coords', ()) and a[dim].dtype.kind == 'M' else ['']*n
     return [f'{path}#{i}{d}' for i, d in enumerate(dates)]
 
-def _georeference(src, layout:str, crs) -> tuple: # transform, WKT
-    "Where the array lies, if it is an xarray data set that says so."
-    wkt = rasterio.CRS.from_user_input(crs).to_wkt() if crs else ''
-    if not isinstance(src, xr.Dataset): return Affine.identity(), wkt
+def _georeference(src, a, layout:str, crs, path:str) -> tuple: # transform, WKT
+    "Where the array `a` lies, if it is an xarray data set that says so."
     import rioxarray
-    found = src.rio.crs
-    ok = {'x', 'y'} <= set(src.dims)
-    return (src.rio.transform(recalc=True) if ok and 'x' in src.coords else Affine.identity()), wkt or (found.to_wkt() if found else '')
+    y, x = (a.dims[layout.index(k)] if isinstance(a, xr.DataArray) else None for k in 'yx')
+    if y in getattr(a, 'coords', ()) and x in a.coords:
+        crs = rasterio.CRS.from_user_input(crs) if crs else src.rio.crs
+        return a.rio.set_spatial_dims(x, y).rio.transform(recalc=True), crs.to_wkt() if crs else ''
+    if crs: raise ValueError(f'crs={crs!r}: {path} does not say where its pixels lie; give its axes coordinates, or store it as GeoTIFF')
+    return Affine.identity(), ''

@@ -119,7 +119,7 @@ def find_mask(
 # %% ../nbs/01b_products.ipynb #005a6ce4
 _PRODUCTS = {r'MSIL1C|T\d\d[A-Z]{3}_\d{8}T\d{6}_B\w\w\.': 'sentinel2_l1c', r'MSIL2A|_B\w\w_\d\dm\.': 'sentinel2_l2a',
              **{rf'L[COTEM]0{n}_L2': f'landsat{n}_sr' for n in (5, 7, 8, 9)},
-             **{rf'L[COTEM]0{n}_L1': f'landsat{n}_toa' for n in (5, 7, 8, 9)}}
+             **{rf'L[COTEM]0{n}_L1': f'landsat{n}_toa' for n in (8, 9)}}
 
 def guess_sensor(
     files:list, # file names with their folders
@@ -127,6 +127,9 @@ def guess_sensor(
     "The sensor that the product names show; ValueError when they show none."
     for pattern, name in _PRODUCTS.items():
         if any(re.search(pattern, str(f)) for f in files): return get_sensor(name)
+    if tm := [f for f in files if re.search(r'L[TE]0[457]_L1', str(f))]:
+        raise ValueError(f'sensor=None: {Path(tm[0]).name} is Level 1 of TM or ETM+, 8-bit numbers whose coefficients differ by band and scene (in '
+                         "its MTL file). Take Level 2 (landsat5_sr, landsat7_sr), or the numbers as they are: sensor='landsat7_dn', nodata=0")
     raise ValueError(f'sensor=None: cannot tell the sensor from {[Path(f).name for f in files[:5]]}; name it with '
                      f'sensor=..., one of {", ".join(list_sensors())}, or your own Sensor')
 

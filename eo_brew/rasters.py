@@ -94,7 +94,7 @@ def open_scene(
     find = (lambda: _pick(band_files(files[0]), sensor, bands, path, allow_missing)) if len(files) == 1 and not group_bands(files, sensor) or not is_folder(path) else \
            (lambda: _assemble(files, sensor, bands, path, allow_missing))
     sensor, found = find()
-    if crs is not None: found = [b and replace(b, crs=rasterio.CRS.from_user_input(crs).to_wkt()) for b in found]
+    if crs is not None: found = _in_crs(found, crs, path)
     have = [b for b in found if b]
     if any(b.masked for b in have) and len({b.file for b in have}) > 1:
         raise ValueError(f'path={str(path)!r}: band files with a mask or alpha band are not read; turn the mask into nodata (gdal_translate)')
@@ -122,6 +122,12 @@ def _raster_files(path) -> list:
     raise ValueError(f'path={str(path)!r} does not exist. ' + (nearest(Path(path).name, near) if near else f'Nor does {parent}.'))
 
 # %% ../nbs/02_rasters.ipynb #2b3e7a10
+def _in_crs(found:list, crs, path) -> list:
+    "The bands with `crs` in the place of their own."
+    lost = any(b and b.transform == Affine.identity() for b in found)
+    if lost: raise ValueError(f'crs={crs!r}: {path} does not say where its pixels lie; say it with gdal_translate -a_srs -a_ullr')
+    return [b and replace(b, crs=rasterio.CRS.from_user_input(crs).to_wkt()) for b in found]
+
 def _offset(sensor:Sensor, found:list) -> float:
     "What to add to the numbers of these files."
     if 'EO_OFFSET' in found[0].tags: return float(found[0].tags['EO_OFFSET'])
@@ -150,8 +156,8 @@ def _arrays(path, sensor, bands, offset=None, gain=None, nodata=None, variable=N
     if offset is None: offset = attrs.get('offset', sensor.offset)
     if offset is None: raise ValueError(f'offset=None: {path} does not say whether 1000 was added to its numbers (Sentinel-2 baseline '
         '04.00 and later); pass offset=-1000 if so, offset=0 if not or already taken off')
-    gain = (sensor.gain or 1.) if gain is None else gain
-    return open_arrays(path, sensor, bands, float(offset), gain, sensor.nodata if nodata is None else nodata, variable, crs)
+    scenes = open_arrays(path, sensor, bands, float(offset), 1., sensor.nodata if nodata is None else nodata, variable, crs)
+    return [replace(s, gain=_gain(sensor, s.dtype) if gain is None else gain, saturated=sensor.saturated) for s in scenes]
 
 def _one_array(path, *args, **others) -> Scene:
     scenes = _arrays(path, *args, **others)

@@ -224,7 +224,7 @@ for _l, _b in dict(l1c=_S2_L1C, l2a=_S2_L2A).items():
 for _n, _b, _rgb in ((5, _TM, _TM_RGB), (7, _ETM, _TM_RGB), (8, _OLI, _L8_RGB), (9, _OLI, _L8_RGB)):
     register_sensor(Sensor(f'landsat{_n}_sr', _b, 2.75e-5, -.2/2.75e-5, _rgb, _WHITE, 0,
         f'Landsat {_n} Collection 2 Level 2 surface reflectance'))
-    register_sensor(Sensor(f'landsat{_n}_toa', _b + (_CIRRUS if _n > 7 else ()), 2e-5, -5000., _rgb, _WHITE, 0,
+    if _n > 7: register_sensor(Sensor(f'landsat{_n}_toa', _b + _CIRRUS, 2e-5, -5000., _rgb, _WHITE, 0,
         f'Landsat {_n} Collection 2 Level 1 top-of-atmosphere reflectance, sun elevation not corrected'))
 
 # %% ../nbs/00_sensors.ipynb #b0d58d3b

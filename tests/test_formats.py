@@ -274,3 +274,48 @@ def test_time_steps_of_a_cube(tmp_path, cut):
     later = keep_time(window_index(scenes, 64), scenes, '2021')
     assert {s for s, _ in later} == {1}
     close_handles()
+
+
+@pytest.mark.parametrize('names', ['yx', ('lat', 'lon'), ('northing', 'easting')], ids=str)
+@pytest.mark.parametrize('ext', ['zarr', 'nc'])
+def test_axes_of_any_name_say_where_an_array_lies(tmp_path, names, ext):
+    "Axes called lat and lon were read, but the map lay at (0, 0)."
+    xr = pytest.importorskip('xarray'); pytest.importorskip(dict(zarr='zarr', nc='netCDF4')[ext])
+    y, x = names
+    ds = xr.DataArray(np.ones((4, 6, 8), 'uint16'), dims=['band', y, x], name='s2',
+                      coords={'band': BANDS, y: 52 - .01*(np.arange(6) + .5), x: 12 + .02*(np.arange(8) + .5)}).to_dataset()
+    f, kw = tmp_path/f'a.{ext}', dict(sensor='sentinel2_l1c', bands=BANDS, offset=0, crs='EPSG:4326')
+    ds.to_zarr(f) if ext == 'zarr' else ds.to_netcdf(f, engine='netcdf4')
+    scene = open_scene(f, **kw)
+    assert scene.transform.almost_equals(Affine(.02, 0, 12, 0, -.01, 52), 1e-9) and rasterio.CRS.from_wkt(scene.crs).to_epsg() == 4326
+    close_handles()
+    bare = ds.drop_vars([y, x])
+    f = tmp_path/f'b.{ext}'
+    bare.to_zarr(f) if ext == 'zarr' else bare.to_netcdf(f, engine='netcdf4')
+    with pytest.raises(ValueError, match=rf"crs='EPSG:4326': .*b.{ext} does not say where its pixels lie"): open_scene(f, **kw)
+    assert open_scene(f, **kw | dict(crs=None)).transform == Affine.identity()
+    close_handles()
+
+
+def test_a_crs_alone_places_neither_hdf5_nor_a_picture(tmp_path, cut):
+    h5py = pytest.importorskip('h5py')
+    with h5py.File(tmp_path/'a.h5', 'w') as f: f['images'] = np.ones((1, 13, 8, 8), 'uint16')
+    _save(tmp_path/'p.png', np.ones((3, 8, 8), 'uint8'), (None, None, None), driver='PNG')
+    for name, sensor in (('a.h5', 'sentinel2_l1c'), ('p.png', 'rgb')):
+        with pytest.raises(ValueError, match=f"crs='EPSG:32633': .*{name} does not say where its pixels lie"): open_scene(tmp_path/name, sensor, offset=0, crs='EPSG:32633')
+    close_handles()
+
+
+def test_arrays_have_the_gain_and_saturation_of_rasters(tmp_path, cut):
+    "8-bit colours came as 0..255, and saturated pixels as numbers."
+    h5py = pytest.importorskip('h5py')
+    rgb, s2 = np.random.default_rng(0).integers(0, 255, (3, 8, 8)).astype('uint8'), np.full((13, 8, 8), 1500, 'uint16')
+    s2[:, 2, 3] = 65535
+    for name, x, sensor in (('rgb', rgb, 'rgb'), ('s2', s2, 'sentinel2_l1c')):
+        with h5py.File(tmp_path/f'{name}.h5', 'w') as f: f['images'] = x[None]
+        _save(tmp_path/f'{name}.tif', x, cut, driver='GTiff')
+        (a, ok), (b, ok2) = (read_window(open_scene(tmp_path/f'{name}.{e}', sensor, offset=0)) for e in ('h5', 'tif'))
+        np.testing.assert_array_equal(a, b); np.testing.assert_array_equal(ok, ok2)
+    assert not ok[2, 3] and ok.sum() == 63
+    assert read_window(open_scene(tmp_path/'rgb.h5', 'rgb', gain=1))[0].max() > 200
+    close_handles()

@@ -135,6 +135,14 @@ def test_landsat_qa_bits(tmp_path):
     assert ok.sum() == 14 and np.allclose(x[0, 1]*2.75e-5, .075, atol=1e-4)
 
 
+@pytest.mark.parametrize('name', ['LE07_L1TP_1_2_20200101_2_02_T1', 'LT05_L1TP_1_2_20200101_2_02_T1'])
+def test_level_1_of_tm_is_not_read_as_oli(tmp_path, name):
+    "8-bit numbers had OLI's 16-bit coefficients."
+    for b in ('B3', 'B4'): save(tmp_path/f'{name}_{b}.TIF', np.full((4, 4), 100, 'uint8'))
+    with pytest.raises(ValueError, match=f"{name}_B3.TIF is Level 1 of TM or ETM.*sensor='landsat7_dn', nodata=0"): open_scene(tmp_path)
+    assert (read_window(open_scene(tmp_path, 'landsat7_dn', nodata=0))[0] == 100).all()
+
+
 BAD = {
     'zero bytes': (lambda p: p.write_bytes(b''), 'it has 0 bytes'),
     'not an image': (lambda p: p.write_text('hello'), 'cannot be opened as a raster'),
