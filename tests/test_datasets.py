@@ -158,3 +158,64 @@ def test_recipe_of_a_torchgeo_row(tmp_path):
     enc = create_encoder('vit_tiny_patch16_224', {'rgb': 'rgb'}, img_size=32, patch_size=8, depth=4, embed_dim=24, num_heads=1)
     out = run_recipe('LEVIR-CD', enc, tmp_path, size=32, epochs=6, bs=2, progress=False)
     assert set(out) == {'change_f1','change_iou'} and out['change_f1'] > .5
+
+def city(folder, rng, split):
+    "An OSCD city of 13 bands at two dates; what has changed is bright"
+    base, name = folder/'Onera Satellite Change Detection dataset - Images', f'{split.lower()}ville'
+    change = np.zeros((32,32), bool); change[8:24,4:20] = True
+    for date in (1,2):
+        for b in 'B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B10 B11 B12'.split():
+            write_tif(base/name/f'imgs_{date}_rect'/f'{b}.tif', rng.integers(300, 900, (1,32,32)) + 4000*change*(date == 2))
+    (base/name/'dates.txt').write_text('date_1: 20160101\ndate_2: 20180101\n')
+    save_png(folder/f'Onera Satellite Change Detection dataset - {split} Labels'/name/'cm'/'cm.png', change.astype('uint8')*255)
+
+def oscd(folder, rng):
+    for split in ('Train','Test'): city(folder, rng, split)
+
+def town(folder, rng, cls, image, mask, n):
+    "Colours as bright as the number of the class"
+    for split in ('train','test'):
+        for name in cls.splits[split][:2]:
+            name = name.removesuffix('.tif')
+            y = np.repeat(rng.integers(0, 6, (8,8)), 8, 0).repeat(8, 1)
+            write_tif(folder/image.format(name), np.broadcast_to(y*40+20, (n,64,64)), 'uint8')
+            save_png(folder/mask.format(name), np.array(cls.colormap, 'uint8')[y])
+
+def potsdam(folder, rng): town(folder, rng, datasets().Potsdam2D, '4_Ortho_RGBIR/{}_RGBIR.tif', '{}_label.tif', 4)
+def vaihingen(folder, rng): town(folder, rng, datasets().Vaihingen2D, 'top/{}.tif', '{}.tif', 3)
+
+def pastis(folder, rng):
+    import geopandas; from shapely.geometry import Point
+    cls = datasets().PASTIS; base = folder/cls.directory; base.mkdir()
+    geopandas.GeoDataFrame(dict(ID_PATCH=[1,2,3], Fold=[1,2,5]), geometry=[Point(0,0)]*3, crs='EPSG:2154').to_file(base/'metadata.geojson')
+    for i in (1,2,3):
+        y = np.repeat(rng.integers(0, 20, (4,4)), 8, 0).repeat(8, 1)
+        for kind,x in (('s2', np.broadcast_to(300+200*y, (5,10,32,32))), ('semantic', np.stack([y]*3))):
+            file = Path(f'{base}/{cls.prefix[kind]}{i}.npy'); file.parent.mkdir(exist_ok=True); np.save(file, x)
+
+def rio(folder, rng):
+    "SpaceNet 1: pictures in degrees, houses as polygons"
+    import geopandas, rasterio; from shapely.geometry import box
+    base, gsd = folder/'SN1_buildings'/'train', 1e-5
+    for d in ('3band','geojson'): (base/d).mkdir(parents=True)
+    for i in (1,2):
+        x0, y0 = -43+i*.01, -22.
+        x, corner = np.full((3,439,406), 40, 'uint8'), rng.integers(20, 200, 2)
+        (r,c) = corner; x[:, r:r+150, c:c+150] = 220
+        with rasterio.open(base/'3band'/f'3band_AOI_1_RIO_img{i}.tif', 'w', driver='GTiff', count=3, height=439, width=406, dtype='uint8', crs='EPSG:4326',
+                           transform=rasterio.Affine(gsd, 0, x0, 0, -gsd, y0)) as f: f.write(x)
+        geopandas.GeoDataFrame(geometry=[box(x0+c*gsd, y0-(r+150)*gsd, x0+(c+150)*gsd, y0-r*gsd)], crs='EPSG:4326').to_file(base/'geojson'/f'Geo_AOI_1_RIO_img{i}.geojson')
+
+def datasets(): return pytest.importorskip('torchgeo.datasets')
+
+@pytest.mark.parametrize('name,write,bands,changes', [('OSCD', oscd, 'ms', dict(size=32, epochs=2)), ('PASTIS', pastis, 'ms', dict(epochs=2)), ('SpaceNet, 10%', rio, 'rgb', dict(size=96, epochs=1)),
+                                                       ('Potsdam', potsdam, 'rgb', dict(size=32, epochs=2)), ('Vaihingen', vaihingen, 'rgb', dict(size=32, epochs=2))])
+def test_recipes_run_on_the_published_layouts(tmp_path, name, write, bands, changes):
+    from eo_brew.encoders import create_encoder
+    from eo_brew.recipes import RECIPES, run_recipe
+    datasets(); torch.manual_seed(0)
+    write(tmp_path, np.random.default_rng(0))
+    sensors = {'ms': {'ms': sub(*'B02 B03 B04 B05 B06 B07 B08 B8A B11 B12'.split())}, 'rgb': {'rgb': 'rgb'}}[bands]
+    enc = create_encoder('vit_tiny_patch16_224', sensors, img_size=32, patch_size=8, depth=4, embed_dim=24, num_heads=1)
+    out = run_recipe(name, enc, tmp_path, bs=4, progress=False, **changes)
+    assert RECIPES[name].metric in out and all(0 <= v <= 1 for v in out.values())
