@@ -9,6 +9,7 @@ __all__ = ['rng_state', 'set_rng_state', 'CheckpointCallback', 'list_checkpoints
 # %% ../nbs/12_checkpoints.ipynb #6931614e
 import hashlib
 import random
+import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -78,7 +79,7 @@ class CheckpointCallback(Callback):
     def before_fit(self):
         self.last, self.skipped, self.finished, self.due = time.monotonic(), 0, False, False
         if not rank_distrib():                                       # what a killed process was writing
-            for left in self.folder.glob('.step-*.ckpt.*'): left.unlink()
+            for left in self.folder.glob('.step-*.ckpt.*'): shutil.rmtree(left) if left.is_dir() else left.unlink()
         if list_checkpoints(self.folder) and not any(isinstance(c, ResumeCallback) for c in self.learn.cbs):
             raise CheckpointError(f'{self.folder} holds checkpoints of another run, which would outlive those of this one: '
                                   'go on with that run (learn.resume(folder), --resume), give another folder or remove them')
@@ -154,7 +155,7 @@ def newest_checkpoint(
     for file in reversed(list_checkpoints(path)):
         try: return read_checkpoint(file)
         except CheckpointError as e: print(f'{e}. Taking the checkpoint before it.')
-    raise CheckpointError(f'{path} holds no whole checkpoint (files step-*.ckpt). Check the path, or start afresh without resuming')
+    raise CheckpointError(f'{path} holds no whole checkpoint (files step-*.ckpt). Check the path, or start afresh in another folder')
 
 
 class ResumeCallback(Callback):

@@ -27,6 +27,7 @@ from .callbacks import StepLog, unwrap
 from .checkpoints import CheckpointCallback, ResumeCallback, rng_state, set_rng_state
 from .faults import StopOnSignal
 from .monitors import CollapseMonitor, LoaderWait, PeriodicProbe
+from .targets import ViewsCallback
 
 # %% ../nbs/12d_dry_run.ipynb #b3306228
 def largest(
@@ -136,6 +137,7 @@ def _untouched(learn):
     model, dl = unwrap(learn.model), learn.dls.train
     weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
     kept, rng, order, epoch = learn.opt, rng_state(), dl.rng.getstate(), getattr(dl, 'epoch', None)
+    views = [(c, c.state_dict()) for c in learn.cbs if isinstance(c, ViewsCallback)]
     learn.opt = None
     try:
         with learn.no_logging(), learn.removed_cbs([c for c in learn.cbs if isinstance(c, RESTING)]): yield
@@ -144,6 +146,7 @@ def _untouched(learn):
         model.load_state_dict(weights); model.zero_grad(set_to_none=True)
         dl.rng.setstate(order)
         if epoch is not None: dl.epoch = epoch
+        for c, state in views: c.load_state_dict(state)
         set_rng_state(rng)
 
 

@@ -58,14 +58,14 @@ def write_checkpoint(
 ):
     "Write `state` aside, flush it to the disk, then rename: under `path` there is always a whole file or none."
     path, tensors = Path(path), {}
-    aside = path.with_name(f'.{path.name}.{os.getpid()}')
+    aside = path.with_name(f'.{path.name}.{os.getpid()}')            # a folder: safetensors writes under a name of its own first
     skeleton = json.dumps(pack(state, tensors))
     # tensors that share memory (tied weights, an untouched buffer) are copied: the format keeps each for itself
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.clone() for k, v in tensors.items()}, aside, metadata={'format': 'eo_brew-checkpoint-1', 'state': skeleton})
-        _to_disk(aside, os.O_RDWR)
-        os.replace(aside, path)
+        aside.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.clone() for k, v in tensors.items()}, aside/path.name, metadata={'format': 'eo_brew-checkpoint-1', 'state': skeleton})
+        _to_disk(aside/path.name, os.O_RDWR)
+        os.replace(aside/path.name, path)
         if os.name == 'posix': _to_disk(path.parent, os.O_RDONLY)     # the new name as well
     except (OSError, SafetensorError) as e:
         size = sum(v.nbytes for v in tensors.values()) + len(skeleton)
@@ -73,7 +73,7 @@ def write_checkpoint(
         raise CheckpointError(f'{path} could not be written ({e}). It takes {size/1e6:.1f} MB, {free/1e6:.1f} MB are free on that disk. '
                               'Checkpoints written before are as they were: make room and resume') from e
     finally:
-        if path.parent.is_dir(): aside.unlink(missing_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _to_disk(path, how):

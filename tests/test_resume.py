@@ -14,6 +14,7 @@ from eo_brew.callbacks import StepLog
 from eo_brew.checkpoints import CheckpointCallback, list_checkpoints, newest_checkpoint
 from eo_brew.data import eo_dataloaders
 from eo_brew.deo import deo_learner
+from eo_brew.dry_run import dry_run
 from eo_brew.faults import EXIT_STOPPED, NotFiniteError, StopOnNaN, StopOnSignal
 from eo_brew.rasters import open_scene, sample_scene, write_raster
 from eo_brew.reading import close_handles
@@ -149,6 +150,13 @@ def test_what_the_loader_and_a_generator_of_the_views_draw(tmp_path, step, optio
     check_same(whole, result(train(tmp_path/'b', 3, **option), tmp_path/'b'))
 
 
+def test_a_dry_run_puts_a_generator_of_the_views_back():
+    learn = learner(generator=5)
+    before = learn.views.generator.get_state()
+    dry_run(learn, steps=1, warmup=0, probe=False)
+    assert torch.equal(learn.views.generator.get_state(), before)
+
+
 def test_other_data_are_refused(tmp_path):
     "Another seed, or other windows of the same number, would train on what the run has kept for validation; an older checkpoint, which does not say, goes on"
     split = lambda first: lambda windows, scenes: (windows.take(slice(first, first + 24)), windows.take(slice(24 - first, 28 - first)))
@@ -211,17 +219,23 @@ def test_all_checkpoints_damaged(tmp_path):
     with pytest.raises(CheckpointError, match='no whole checkpoint'): newest_checkpoint(tmp_path)
 
 
-def killed_while_writing(folder, epochs, pipe):
-    replace, n = os.replace, 0
-    def die(a, b):
-        if str(b).endswith('00000005.ckpt'): os.kill(os.getpid(), signal.SIGKILL)
-        replace(a, b)
-    os.replace = die
+def killed_while_writing(folder, epochs, name, pipe):
+    "In `os.replace`, or in the middle of safetensors' own file, which it writes beside the one that it was told"
+    from eo_brew import states
+    where = os if name == 'replace' else states
+    f = getattr(where, name)
+    def die(a, b, **kwargs):
+        if '00000005.ckpt' in str(b):
+            if name == 'save_file': Path(b).with_name('.tmpAbCdEf').touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        f(a, b, **kwargs)
+    setattr(where, name, die)
     child(folder, epochs, pipe)
 
 
-def test_killed_while_writing(whole, tmp_path):
-    p, hear = started(killed_while_writing, tmp_path, 3); p.join()
+@pytest.mark.parametrize('name', ['replace', 'save_file'])
+def test_killed_while_writing(whole, tmp_path, name):
+    p, hear = started(killed_while_writing, tmp_path, 3, name); p.join()
     assert p.exitcode == -signal.SIGKILL and len(list(tmp_path.glob('.step-00000005.ckpt.*'))) == 1
     assert newest_checkpoint(tmp_path)['where']['train_iter'] == 4
     check_same(whole, result(train(tmp_path, 3), tmp_path))
