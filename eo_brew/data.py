@@ -42,22 +42,25 @@ def scene_classes(
     paths = [Path(s.name) for s in scenes]
     if labels == 'folder': names = [p.parent.name for p in paths]
     else:
-        by_name = {}
-        for k, v in (labels.items() if isinstance(labels, dict) else _read_csv(labels)):
-            for name in {Path(k).name, Path(k).stem}: by_name.setdefault(name, []).append((Path(k), str(v)))
-        names = [_class_of(p, by_name) for p in paths]
+        known, pairs = {}, list(labels.items() if isinstance(labels, dict) else _read_csv(labels))
+        for k, v in pairs:
+            for end in _ends(k): known.setdefault(end, {})[str(v)] = k
+        names = [_class_of(p, known) for p in paths]
         lost = [p.name for p, n in zip(paths, names) if n is None]
-        if lost: raise ValueError(f'labels: no class for {lost[:5]} ({len(lost)} of {len(paths)} scenes); have {list(by_name)[:5]}')
+        if lost: raise ValueError(f'labels: no class for {lost[:5]} ({len(lost)} of {len(paths)} scenes); have {[k for k, _ in pairs[:5]]}')
     return names, sorted(set(names))
 
-def _class_of(path:Path, by_name:dict) -> str|None:
+def _ends(path) -> list: # of tuples: name or stem, then folders from the last
+    "What `path` ends with, the longest first."
+    path = Path(path).absolute()
+    folders = path.parts[-2::-1]
+    return [(n, *folders[:k]) for k in range(len(folders), -1, -1) for n in dict.fromkeys((path.name, path.stem))]
+
+def _class_of(path:Path, known:dict) -> str|None:
     "The class of the label whose path ends most like `path`; None: there is none."
-    folders = lambda p: p.absolute().parts[-2::-1]
-    score = lambda p: (len(os.path.commonprefix([folders(path), folders(p)])), p.name == path.name)
-    found = [(score(p), p, c) for n in {path.name, path.stem} for p, c in by_name.get(n, [])]
-    best = list(dict.fromkeys((p, c) for s, p, c in found if s == max(found)[0]))
-    if len({c for _, c in best}) > 1: raise ValueError(f'labels: {path} could be any of {[f"{p} ({c})" for p, c in best][:5]}: give more of their paths')
-    return best[0][1] if best else None
+    found = next((known[end] for end in _ends(path) if end in known), {})
+    if len(found) > 1: raise ValueError(f'labels: {path} could be any of {[f"{k} ({c})" for c, k in found.items()][:5]}: give more of their paths')
+    return next(iter(found), None)
 
 def _read_csv(path) -> list: # of (file name, class)
     if not Path(path).is_file(): raise ValueError(f"labels={str(path)!r} does not exist: give a raster, 'folder', a .csv file or a dict")

@@ -105,7 +105,7 @@ def find_mask(
     files = list_rasters(path if is_folder(path) else os.path.dirname(gdal_path(path)))
     mask = Sensor('mask', [dict(name=word, wavelength=None, gsd=None)])
     found, stem = group_bands(files, mask), Path(path).stem
-    others = {Path(f).stem for f in files if not group_bands([f], mask)}
+    others = {s for f in files if not _word(word).search(s := Path(f).stem)}
     if not is_folder(path) and len(others) > 1:                      # of these: named as the file, or as its beginning and no other file
         name = {k: k.rpartition('/')[2] for k in found}
         found = {k: f for k, f in found.items() if name[k] == stem
