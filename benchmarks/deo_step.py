@@ -23,7 +23,7 @@ from eo_brew.dry_run import BF16, compile_blocks
 from eo_brew.losses import cls_distill_loss, patch_distill_loss
 from eo_brew.rasters import sample_scene
 from eo_brew.runs import S2_GROUND_BANDS
-from eo_brew.targets import with_rgb
+from eo_brew.sensors import with_rgb
 from eo_brew.teachers import efficientnet_lite_teacher
 
 

@@ -18,7 +18,8 @@ from .encoders import ProjectionHead, create_encoder
 from .losses import cls_distill_loss, map_distill_loss
 from .monitors import CollapseMonitor
 from .show import show_views as _draw_views
-from .targets import CacheVFM, EMATargets, TargetNorm, VFMTargets, ViewsCallback, cached_strides, with_rgb
+from .sensors import with_rgb
+from .targets import CacheVFM, EMATargets, TargetNorm, VFMTargets, ViewsCallback, cached_strides
 from .teachers import EMATeacher, create_teacher, default_layers
 from .views import MultiCrop
 

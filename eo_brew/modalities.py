@@ -22,7 +22,7 @@ from rasterio.warp import transform_bounds
 from .arrays import ArrayScene
 from .rasters import open_scenes
 from .reading import Scene, checked_read, handles, physical, read_window
-from .sensors import Sensor
+from .sensors import Sensor, with_rgb
 
 # %% ../nbs/02d_modalities.ipynb #de7c64b9
 def read_ground(
@@ -149,6 +149,7 @@ class BandDropout(Transform):
         self.sensor, self.p, self.keep, self.modality, self.generator = sensor, p, keep, modality, generator
 
     def encodes(self, batch:dict):
+        if self.sensor.rgb: batch = with_rgb(batch, self.sensor, self.modality)      # first: an optical teacher is shown no dropped colours
         x = batch[self.modality]
         (B, C), g = x.shape[:2], self.generator
         if g is None and 'index' in batch: g = torch.Generator().manual_seed(zlib.crc32(torch.as_tensor(batch['index']).cpu().numpy().tobytes()))

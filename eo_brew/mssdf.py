@@ -25,8 +25,9 @@ from .encoders import ProjectionHead, create_encoder
 from .losses import centred, cls_distill_loss, hsic, info_nce, map_distill_loss, masked_token_loss, modality_loss, weighted_mean
 from .masked import MaskCallback, TeacherTokens, joined, patch_grid
 from .monitors import CollapseMonitor
+from .sensors import with_rgb
 from .show import show_mask
-from .targets import TargetNorm, VFMTargets, ViewsCallback, with_rgb
+from .targets import TargetNorm, VFMTargets, ViewsCallback
 from .teachers import EMATeacher, create_teacher
 
 # %% ../nbs/14_mssdf.ipynb #6c744ae7

@@ -17,7 +17,7 @@ from torch import Tensor
 from .modalities import Modality
 from .rasters import open_scene
 from .reading import Scene, read_window
-from .sensors import Sensor, get_sensor, rgb_from
+from .sensors import Sensor, get_sensor, with_rgb
 from .statistics import measured_sensor
 from .windows import Windows, check_index
 
@@ -130,7 +130,7 @@ def _sample(self:PatchDataset, i:int, out:np.ndarray=None) -> tuple:
     x, valid = self.read(self.scenes[s], window, out)
     item = _entries(self.name, x, valid, self.sensor, self.allow_missing)
     for o in self.others:
-        if isinstance(o, str): item |= {o: rgb_from(item[self.name], self.sensor), f'{o}_valid': item[f'{self.name}_valid']}
+        if isinstance(o, str): item = with_rgb(item, self.sensor, self.name, o)
         else: item |= _entries(o.name, *o.read(s, self.scenes[s], window), o.sensor, self.allow_missing)
     item['index'] = torch.tensor(i)
     return (item,) if self.labels is None else (item, self.label(i, window))

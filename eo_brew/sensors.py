@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Band', 'nearest', 'check_name', 'Sensor', 'load_sensor', 'register_sensor', 'list_sensors', 'get_sensor',
-           'SensorNormalize', 'rgb_from']
+           'SensorNormalize', 'rgb_from', 'with_rgb']
 
 # %% ../nbs/00_sensors.ipynb #77648a58
 import difflib, json
@@ -269,3 +269,17 @@ def rgb_from(
     "Red, green and blue of `x`, reflectance 0..`rgb_max` mapped to 0..1 and clipped."
     sensor = get_sensor(sensor)
     return (x[..., sensor.rgb_index, :, :]*(sensor.scale/sensor.rgb_max)).clip(0, 1)
+
+def with_rgb(
+    batch:dict, # modality -> physical values (...,C,H,W), with or without `NAME_valid` (...,1,H,W) and `NAME_bands` (...,C)
+    sensor:str|Sensor, # of `source`, it knows which bands are red, green and blue
+    source:str='ms', # modality to take red, green and blue from
+    rgb:str='rgb', # name of the new modality
+) -> dict: # the batch with `rgb` (...,3,H,W) in [0,1] and `rgb_valid`
+    "Add the RGB of the same ground, unless the batch brings its own; a colour whose band is not there makes it invalid."
+    if rgb in batch: return batch
+    out, valid, bands = {**batch, rgb: rgb_from(batch[source], sensor)}, batch.get(f'{source}_valid'), batch.get(f'{source}_bands')
+    if bands is not None:
+        there = bands[..., get_sensor(sensor).rgb_index].all(-1)[..., None, None, None].to(out[rgb].device)
+        valid = there.expand_as(out[rgb][..., :1, :, :]) if valid is None else valid & there
+    return out if valid is None else {**out, f'{rgb}_valid': valid}

@@ -417,3 +417,11 @@ def test_three_modalities_on_one_ground(tmp_path):
                 if ok.any(): assert np.abs(got - field(e, no))[ok].max() < off, name
                 seen.add((name, 'all' if ok.all() else 'some' if ok.any() else 'none'))
     assert seen >= {('ms', 'all'), ('rgb', 'all'), ('dsm', 'all'), ('dsm', 'some'), ('dsm', 'none')}
+
+
+def test_colours_of_a_missing_band_are_invalid(tmp_path):
+    x = read_window(open_scene(sample_scene(), bands=BANDS), (0, 0, 64, 128))[0].astype('uint16')
+    for k in (0, 2, 3): write_raster(tmp_path/f'T33UUU_{BANDS[k]}.tif', x[k:k+1], S2, BANDS[k:k+1])      # no B03
+    scene = open_scene(tmp_path, 'sentinel2_l1c', BANDS, offset=0, allow_missing=True)
+    item, = PatchDataset(scene, window_index(scene, 64), allow_missing=True, others=['rgb'])[0]
+    assert item['ms_valid'].all() and not item['rgb_valid'].any() and item['ms_bands'].tolist() == [True, False, True, True]

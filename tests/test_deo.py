@@ -256,7 +256,7 @@ def test_a_deep_student_has_the_layers_of_a_deep_teacher():
 
 
 def test_colours_that_are_not_there_do_not_count():
-    from eo_brew.targets import with_rgb
+    from eo_brew.sensors import with_rgb
     dls = loaders()
     batch = {**dls.one_batch()[0], 'ms_bands': torch.ones(8, 5, dtype=torch.bool)}
     batch['ms_bands'][0, BANDS.index('B03')] = False                   # green
