@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RASTER_EXT', 'ARRAY_EXT', 'gdal_path', 'is_folder', 'list_files', 'read_text', 'list_rasters', 'group_bands',
-           'find_mask', 'guess_sensor', 'product_offset', 'BandFile', 'file_stamp', 'band_files']
+           'is_mask', 'find_mask', 'guess_sensor', 'product_offset', 'BandFile', 'file_stamp', 'band_files']
 
 # %% ../nbs/01b_products.ipynb #366b9d19
 import os, re, warnings, zipfile
@@ -97,6 +97,13 @@ def group_bands(
     return out
 
 # %% ../nbs/01b_products.ipynb #7827afdb
+def is_mask(
+    file, # its path
+    word:str, # in a mask's name, e.g. 'SCL'
+) -> bool:
+    "Does the name say that it is that mask?"
+    return bool(_word(word).search(Path(file).stem))
+
 def find_mask(
     path, # file or folder of a scene
     word:str, # in the mask's name, e.g. 'SCL'
@@ -105,7 +112,7 @@ def find_mask(
     files = list_rasters(path if is_folder(path) else os.path.dirname(gdal_path(path)))
     mask = Sensor('mask', [dict(name=word, wavelength=None, gsd=None)])
     found, stem = group_bands(files, mask), Path(path).stem
-    others = {s for f in files if not _word(word).search(s := Path(f).stem)}
+    others = {Path(f).stem for f in files if not is_mask(f, word)}
     if not is_folder(path) and len(others) > 1:                      # of these: named as the file, or as its beginning and no other file
         name = {k: k.rpartition('/')[2] for k in found}
         found = {k: f for k, f in found.items() if name[k] == stem

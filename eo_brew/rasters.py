@@ -20,7 +20,7 @@ from xarray.backends import BackendArray
 from xarray.core.indexing import IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
 
 from .arrays import open_arrays, open_container
-from .products import ARRAY_EXT, RASTER_EXT, band_files, file_stamp, find_mask, gdal_path, group_bands, guess_sensor, is_folder, list_rasters, product_offset
+from .products import ARRAY_EXT, RASTER_EXT, band_files, file_stamp, find_mask, gdal_path, group_bands, guess_sensor, is_folder, is_mask, list_rasters, product_offset
 from .reading import MASKS, Mask, Scene, close_handles, common_grid, handles, read_window
 from .sensors import Sensor, get_sensor, nearest, rgb_from
 
@@ -190,7 +190,7 @@ def open_scenes(
     if on_error not in ('raise', 'skip'): raise ValueError(f"on_error={on_error!r} must be 'raise' or 'skip'")
     paths = path if isinstance(path, (list, tuple)) else [path]
     scenes, lost = [], []
-    for p in (q for p in paths for q in ([p] if isinstance(p, Scene) else _scene_paths(p, sensor))):
+    for p in (q for p in paths for q in ([p] if isinstance(p, Scene) else _scene_paths(p, sensor, kwargs.get('mask')))):
         try: scenes += [p] if isinstance(p, Scene) else _open_any(p, sensor, bands, kwargs)
         except ValueError as e:
             if on_error == 'raise': raise
@@ -210,11 +210,12 @@ def _open_any(p, sensor, bands, kwargs) -> list:
     if not _is_array(p): return [open_scene(p, sensor, bands, **kwargs)]
     return _arrays(p, sensor, bands, **kwargs)
 
-def _scene_paths(path, sensor) -> list:
+def _scene_paths(path, sensor, mask=None) -> list:
     "Files or folders below `path` that are a scene each."
     if not is_folder(path): return [path]
     arrays = sorted(str(p) for p in Path(path).rglob('*') if _is_array(p)) if os.path.isdir(path) else []
-    files = list_rasters(path)
+    word = _MASK_FILES.get(mask) if isinstance(mask, str) else None
+    files = [f for f in list_rasters(path) if word is None or not is_mask(f, word)]
     if not files: return arrays or [path]
     by_band = group_bands(files, get_sensor(sensor) if sensor is not None else guess_sensor(files))
     if not any(len(g) > 1 for g in by_band.values()): return files + arrays
