@@ -1,6 +1,6 @@
 """Loader throughput against bare rasterio and torchgeo, and memory on a huge COG.
 
-    python benchmarks/loader.py [--windows 1600] [--workers 2] [--cache 64] [--compress deflate] [--huge] [--out FILE.json]
+    python benchmarks/loader.py [--windows 1600] [--workers 2] [--cache 64] [--compress deflate] [--huge] [--out FILE.json] [--save]
 
 All read the same COGs (made from the shipped scene, tiled 4 x 4, 10 bands, uint16, blocks of 256). Bare
 rasterio reads the same windows in the same order, block reads with one open dataset a file, in as many processes as the
@@ -29,6 +29,7 @@ import rasterio
 import torch
 from affine import Affine
 from rasterio.windows import Window
+from record import record
 
 from eo_brew.loader import EODataLoader
 from eo_brew.patches import PatchDataset
@@ -165,7 +166,7 @@ def peak_memory(path):
 def main():
     p = argparse.ArgumentParser()
     for k, v in dict(windows=1600, size=256, workers=2, repeats=3, scenes=6, cache=64).items(): p.add_argument(f'--{k}', type=int, default=v)
-    p.add_argument('--huge', action='store_true'); p.add_argument('--out'); p.add_argument('--compress', default='deflate')
+    p.add_argument('--huge', action='store_true'); p.add_argument('--out'); p.add_argument('--compress', default='deflate'); p.add_argument('--save', action='store_true')
     a = p.parse_args()
     torch.set_num_threads(1)
     os.environ['GDAL_CACHEMAX'] = str(a.cache)             # read by GDAL at its first use, and inherited
@@ -183,6 +184,10 @@ def main():
     out = {k: dict(windows_per_s=round(a.windows/t, 1), MB_per_s=round(size/1e6/t, 1), cpu_ms_per_window=round(1e3*c/a.windows, 2)) for k, (t, c) in median.items()}
     for other in median.keys() - {'eo_brew'}:
         out[f'eo_brew/{other}'] = dict(windows_per_s=round(median[other][0]/median['eo_brew'][0], 2), per_cpu_s=round(median[other][1]/median['eo_brew'][1], 2))
+    if a.save:
+        for other, target in (('bare', .8), ('torchgeo', 2.)):
+            if other in median: record(f'loader beside {other}', 'cpu', what=f'{a.size} x {a.size} x {len(BANDS)} windows of COGs ({a.compress}), beside {dict(bare="bare rasterio").get(other, other)}',
+                                       plain=out[other]['windows_per_s'], ours=out['eo_brew']['windows_per_s'], unit='windows/s', ratio=out[f'eo_brew/{other}']['windows_per_s'], target=target, better='more')
     if a.huge:
         with tempfile.TemporaryDirectory() as d:
             t = time.perf_counter()
