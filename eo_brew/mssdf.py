@@ -120,7 +120,8 @@ def _recon(self:MSSDFLoss, pred, target):
 def _pairs(term, pred, name):
     "Mean of `term(a, b, valid)`, over the places of all processes, over pairs of modalities with at least two that hold data in both."
     if not pred.get('between'): return 0.*pred['cls'].sum()
-    pairs = [[gather_rows(x.flatten(0, 1).float()) for x in (*p[name], p['valid'])] for p in pred['between']]
+    rows = gather_rows if torch.is_grad_enabled() else lambda x: x     # in validation each process has all samples
+    pairs = [[rows(x.flatten(0, 1).float()) for x in (*p[name], p['valid'])] for p in pred['between']]
     terms = torch.stack([term(a, b, ok > .5) for a, b, ok in pairs])
     return weighted_mean(terms, torch.stack([ok.sum() > 1 for *_, ok in pairs]))
 

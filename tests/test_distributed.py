@@ -73,8 +73,8 @@ def test_a_local_coding_rate_is_another_loss(tmp_path):
     with pytest.raises(AssertionError): compare(deo_gradients(), on_two(deo_gradients, tmp_path, True), 1e-3)
 
 
-def mssdf_gradients(local=False):
-    "MSSDF's whole loss for 8 samples of three modalities; each process takes its share of them"
+def mssdf_batch(mine):
+    "Model, view, tokens and target of 8 samples of three modalities, of which a process takes what is its own"
     set_seed(0)
     names, B, N = {'ms': 4, 'rgb': 3, 'dem': 1}, 8, 9
     model = MSSDFModel(create_encoder('vit_tiny_patch16_224', names, modality_embed=True, **{**TINY, 'img_size': 24, 'embed_dim': 16}), depth=1, fusion_depth=1, proj=6)
@@ -82,7 +82,12 @@ def mssdf_gradients(local=False):
     view |= {f'{m}_mask': random_mask(B, N, .6) for m in names} | {f'{m}_seen': torch.rand(B, N) > .2*(m == 'ms') for m in names}
     view = {k: mine(v) for k, v in view.items()}
     tokens = {m: mine(torch.randn(B, N, model.encoder.width)) for m in names}
-    target = {'tokens': tokens, 'masks': {m: view[f'{m}_mask'] for m in names}, 'valid': {m: view[f'{m}_seen'] for m in names}}
+    return model, view, tokens, {'tokens': tokens, 'masks': {m: view[f'{m}_mask'] for m in names}, 'valid': {m: view[f'{m}_seen'] for m in names}}
+
+
+def mssdf_gradients(local=False):
+    "Of the terms that compare places with each other"
+    model, view, tokens, target = mssdf_batch(mine)
     wrapped = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True) if dist.is_initialized() else model
     crit = MSSDFLoss(dict(recon=0., modality=0.))                      # means over valid places of a share: not what is gathered
     if local: mssdf.gather_rows = lambda x: x
@@ -93,6 +98,18 @@ def mssdf_gradients(local=False):
 def test_gradients_of_mssdf(tmp_path):
     compare(mssdf_gradients(), on_two(mssdf_gradients, tmp_path))
     with pytest.raises(AssertionError): compare(mssdf_gradients(), on_two(mssdf_gradients, tmp_path/'local', True), 1e-3)
+
+
+def mssdf_validation():
+    "Each process has all samples, as fastai's validation here gives them"
+    model, view, tokens, target = mssdf_batch(lambda t: t)
+    crit = MSSDFLoss()
+    with torch.no_grad(): crit(model([view], tokens), target)
+    return crit.parts
+
+
+def test_validation_of_mssdf_counts_nothing_twice(tmp_path):
+    compare(mssdf_validation(), on_two(mssdf_validation, tmp_path))
 
 
 # -- whole runs ----------------------------------------------------------------------------------------------------------

@@ -440,7 +440,7 @@ def test_one_gsd_for_all(tmp_path):
 
 @pytest.mark.parametrize('option', [dict(gsd=20.), dict(mask='scl'), dict(saturated=255.)])
 def test_arrays_say_which_options_they_cannot_use(tmp_path, option):
-    import h5py
+    h5py = pytest.importorskip('h5py')
     with h5py.File(tmp_path/'p.h5', 'w') as f: f['images'] = np.ones((2, 13, 16, 16), 'uint16')
     for opens in (open_scene, open_scenes):
         with pytest.raises(ValueError, match=f'{next(iter(option))}.*not with arrays'): opens(tmp_path/'p.h5', 'sentinel2_l1c', offset=0, **option)
