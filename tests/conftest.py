@@ -6,9 +6,13 @@ os.environ.setdefault('MPLBACKEND', 'Agg')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
 import pytest
+from hypothesis import settings
 import torch
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+settings.register_profile('same', derandomize=True)            # the same examples in every run; HYPOTHESIS_PROFILE=default draws new ones
+settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'same'))
 
 
 def pytest_addoption(parser):

