@@ -7,10 +7,7 @@ __all__ = ['COMMANDS', 'main', 'run_demo', 'add_demo', 'run_pretrain', 'add_pret
            'add_predict', 'run_export', 'add_export', 'run_probe', 'add_probe']
 
 # %% ../nbs/20_cli.ipynb #ddc21f96
-import argparse
-import difflib
-import sys
-import warnings
+import argparse, difflib, re, sys, warnings
 from pathlib import Path
 
 import eo_brew
@@ -37,7 +34,8 @@ def main(
     return 0
 
 def _complain(what, code=2):
-    print('eo_brew: ' + ' '.join(str(what).split()), file=sys.stderr)
+    what = re.sub(r'^Exception occured in `\w+` when calling event `\w+`:', '', str(what))      # fastai's, before the message
+    print('eo_brew: ' + ' '.join(what.split()), file=sys.stderr)
     return code
 
 def _unknown(name):
@@ -51,9 +49,10 @@ def _scene_args(p):
     p.add_argument('--gain', type=float, help='multiplied after the offset (reflectance 0..1 to DN: 10000)')
     p.add_argument('--nodata', type=float, help='number that means nothing (default: as the file says)')
     p.add_argument('--crs', help='in the place of a wrong or missing CRS, e.g. EPSG:32633')
+    p.add_argument('--mask', help='cloud mask in the folder of each scene: scl, fmask, hls_fmask or qa_pixel')
     p.add_argument('--gsd', type=float, help='read at this pixel size, in units of the CRS (default: the finest band)')
 
-def _scene_options(args): return {k: v for k in ('offset', 'gain', 'nodata', 'crs', 'gsd') if (v := getattr(args, k)) is not None}
+def _scene_options(args): return {k: v for k in ('offset', 'gain', 'nodata', 'crs', 'mask', 'gsd') if (v := getattr(args, k)) is not None}
 
 
 # %% ../nbs/20_cli.ipynb #988f5bde
@@ -111,7 +110,7 @@ def add_pretrain(
     p.add_argument('--vfm', help="timm name of the optical teacher; efficientnet_lite2: the demo's; none (default: vit_base_patch16_dinov3 for deo, none for mssdf)")
     p.add_argument('--vfm-checkpoint', help='local weights of the optical teacher, where no hub can be reached')
     p.add_argument('--epochs', type=int, default=100, help='default: %(default)s')
-    p.add_argument('--size', type=int, default=256, help='pixels of a patch (default: %(default)s)')
+    p.add_argument('--size', type=int, default=256, help='pixels of a patch; DEO cuts views of 224 and 96 px out of it (default: %(default)s)')
     p.add_argument('--bs', type=int, default=64, help='patches a batch (default: %(default)s)')
     p.add_argument('--workers', type=int, default=0, help='processes that read scenes; 0: read between the steps (default: %(default)s)')
     p.add_argument('--on-error', default='raise', choices=['raise', 'skip'], help='a file that cannot be read: stop, or skip it and report (default: %(default)s)')

@@ -68,7 +68,7 @@ def _leave(self:StopOnSignal, rng, told):
     self._put_back()
     self.saver.save(rng)
     self.agree(told)
-    if not rank_distrib(): print(f'{told}: checkpoint of step {self.train_iter} is in {self.saver.folder}; exit code {EXIT_STOPPED}', flush=True)
+    if not rank_distrib(): print(f'{told}: checkpoint of step {self.train_iter} is in {self.saver.folder}, resume from there; exit code {EXIT_STOPPED}', flush=True)
     raise SystemExit(EXIT_STOPPED)
 
 

@@ -71,7 +71,7 @@ def patch_grid(
 ) -> tuple: # (h,w); a ValueError where modalities differ
     "The patch grid that all modalities share."
     odd = {m: tuple(x.shape[2:]) for m, x in images.items() if x.shape[2] % patch or x.shape[3] % patch}
-    if odd: raise ValueError(f'modalities of {odd} px do not divide into patches of {patch} px: choose a size that is a multiple of {patch}')
+    if odd: raise ValueError(f'modalities of {odd} px do not divide into patches of {patch} px: give each a size that is a multiple of {patch} (modalities={{name: dict(..., size=...)}})')
     grids = {m: (x.shape[2]//patch, x.shape[3]//patch) for m, x in images.items()}
     if len(set(grids.values())) == 1: return next(iter(grids.values()))
     raise ValueError(f'modalities have patch grids {grids}: they are masked and fused place by place. Read them at one size, or let '

@@ -6,6 +6,7 @@
 __all__ = ['METHODS', 'summary', 'pretrain']
 
 # %% ../nbs/19c_pretraining.ipynb #24fae10a
+import warnings
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ def summary(
 # %% ../nbs/19c_pretraining.ipynb #826fca76
 def _run(learn, out, epochs, resume):
     "Train with everything that long runs need, and save the encoder."
-    learn.add_cbs([StepLog(out/'log.csv'), LoaderWait(), CheckpointCallback(out/'checkpoints'), StopOnNaN(), StopOnSignal()])
+    learn.add_cbs([StepLog(out/'log.csv'), LoaderWait(), CheckpointCallback(out/'checkpoints'), StopOnNaN(), StopOnSignal(('SIGTERM', 'SIGINT'))])
     if resume: learn.resume(out/'checkpoints')
     learn.fit(epochs)
     file = out/'encoder.safetensors'
@@ -77,6 +78,8 @@ def pretrain(
     make, usual = METHODS[check_name(method, METHODS, 'method')]
     out = Path(out) if resume or dry_run else new_folder(out)
     set_seed(seed)
+    if method == 'deo' and size < 224 and 'views' not in kwargs:
+        warnings.warn(f'patches of {size} px are enlarged to views of 224 px, so the encoder will expect ground that is enlarged as much: take a size of 224 or more')
     others = {} if dsm is None else dict(modalities={'dsm': dict(path=dsm, sensor='dsm', size=size)})
     dls = eo_dataloaders(scenes, sensor=sensor, bands=bands, size=size, bs=bs, seed=seed, **others, **(data or {}))
     if not rank_distrib(): print(summary(dls))

@@ -176,6 +176,12 @@ def file_stamp(file:str) -> tuple|None: # None for what is not a local file
     except OSError: return None
     return s.st_size, s.st_mtime_ns
 
+def _tell_of_alpha(src, masked:list, file):
+    "GDAL applies an alpha band beside 1 or 3 others without nodata only."
+    alpha = [i for i in src.indexes if src.colorinterp[i-1].name == 'alpha']
+    if alpha and not any(masked): warnings.warn(f'{file}: GDAL does not apply alpha band {alpha[0]} here, so what it hides counts as measured. '
+                                                f'Make it a mask: gdal_translate -b 1 ... -mask {alpha[0]}')
+
 def band_files(
     file, # anything GDAL opens
 ) -> list: # of BandFile
@@ -186,6 +192,7 @@ def band_files(
             warnings.simplefilter('ignore', NotGeoreferencedWarning)
             with rasterio.open(path) as s:
                 masked = [any(m.name in ('per_dataset', 'alpha') for m in ms) for ms in s.mask_flag_enums]
+                _tell_of_alpha(s, masked, file)
                 wkt, stamp, tags = s.crs.to_wkt() if s.crs else '', file_stamp(path), s.tags()
                 return [BandFile(path, i, s.shape, s.transform, wkt, s.dtypes[i-1], s.nodatavals[i-1], s.descriptions[i-1], masked[i-1],
                                  stamp, tags) for i in s.indexes if s.colorinterp[i-1].name != 'alpha']

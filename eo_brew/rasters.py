@@ -133,7 +133,7 @@ def _offset(sensor:Sensor, found:list) -> float:
     if 'EO_OFFSET' in found[0].tags: return float(found[0].tags['EO_OFFSET'])
     offset = product_offset([b.file for b in found]) if sensor.offset is None else sensor.offset
     if offset is None: raise ValueError(f'offset=None: {found[0].file} does not say whether 1000 was added to its numbers '
-        '(Sentinel-2 baseline 04.00 and later); pass offset=-1000 if so, offset=0 if not or already taken off')
+        '(Sentinel-2 baseline 04.00 and later); pass offset=-1000 if so, offset=0 if not or already taken off (on the command line --offset)')
     return offset
 
 def _gain(sensor:Sensor, dtype:str) -> float:
@@ -155,7 +155,7 @@ def _arrays(path, sensor, bands, offset=None, gain=None, nodata=None, variable=N
     sensor = get_sensor(sensor if sensor is not None else str(attrs['sensor']))
     if offset is None: offset = attrs.get('offset', sensor.offset)
     if offset is None: raise ValueError(f'offset=None: {path} does not say whether 1000 was added to its numbers (Sentinel-2 baseline '
-        '04.00 and later); pass offset=-1000 if so, offset=0 if not or already taken off')
+        '04.00 and later); pass offset=-1000 if so, offset=0 if not or already taken off (on the command line --offset)')
     scenes = open_arrays(path, sensor, bands, float(offset), 1., sensor.nodata if nodata is None else nodata, variable, crs)
     return [replace(s, gain=_gain(sensor, s.dtype) if gain is None else gain, saturated=sensor.saturated) for s in scenes]
 
@@ -190,7 +190,7 @@ def open_scenes(
     if on_error not in ('raise', 'skip'): raise ValueError(f"on_error={on_error!r} must be 'raise' or 'skip'")
     paths = path if isinstance(path, (list, tuple)) else [path]
     scenes, lost = [], []
-    for p in (q for p in paths for q in ([p] if isinstance(p, Scene) else _scene_paths(p, sensor, kwargs.get('mask')))):
+    for p in (q for p in paths for q in ([p] if isinstance(p, Scene) else _scene_paths(p, sensor))):
         try: scenes += [p] if isinstance(p, Scene) else _open_any(p, sensor, bands, kwargs)
         except ValueError as e:
             if on_error == 'raise': raise
@@ -202,7 +202,7 @@ def open_scenes(
                              f'{scenes[0].sensor.band_names}: ask for those they share with bands=[...], or pass allow_missing=True')
     by_gsd = {f'{s.gsd:.3g}': s for s in scenes if s.crs and rasterio.CRS.from_wkt(s.crs).is_projected}
     if len(by_gsd) > 1: warnings.warn(f'scenes differ in GSD, so a patch of one covers more ground than one of another: '
-        f'{", ".join(f"{g} m {Path(s.name).name}" for g, s in list(by_gsd.items())[:5])}. gsd=... reads all at one')
+        f'{", ".join(f"{g} m {Path(s.name).name}" for g, s in list(by_gsd.items())[:5])}. gsd=... (--gsd) reads all at one')
     return scenes
 
 def _open_any(p, sensor, bands, kwargs) -> list:
@@ -210,12 +210,11 @@ def _open_any(p, sensor, bands, kwargs) -> list:
     if not _is_array(p): return [open_scene(p, sensor, bands, **kwargs)]
     return _arrays(p, sensor, bands, **kwargs)
 
-def _scene_paths(path, sensor, mask=None) -> list:
+def _scene_paths(path, sensor) -> list:
     "Files or folders below `path` that are a scene each."
     if not is_folder(path): return [path]
     arrays = sorted(str(p) for p in Path(path).rglob('*') if _is_array(p)) if os.path.isdir(path) else []
-    word = _MASK_FILES.get(mask) if isinstance(mask, str) else None
-    files = [f for f in list_rasters(path) if word is None or not is_mask(f, word)]
+    files = [f for f in list_rasters(path) if not any(is_mask(f, w) for w in _MASK_FILES.values())]
     if not files: return arrays or [path]
     by_band = group_bands(files, get_sensor(sensor) if sensor is not None else guess_sensor(files))
     if not any(len(g) > 1 for g in by_band.values()): return files + arrays

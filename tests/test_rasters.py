@@ -444,3 +444,11 @@ def test_arrays_say_which_options_they_cannot_use(tmp_path, option):
     with h5py.File(tmp_path/'p.h5', 'w') as f: f['images'] = np.ones((2, 13, 16, 16), 'uint16')
     for opens in (open_scene, open_scenes):
         with pytest.raises(ValueError, match=f'{next(iter(option))}.*not with arrays'): opens(tmp_path/'p.h5', 'sentinel2_l1c', offset=0, **option)
+
+
+def test_an_alpha_band_that_is_not_applied_is_told(tmp_path):
+    x = np.full((6, 8, 8), 1000, 'uint16'); x[5, :4] = 0
+    save(tmp_path/'a.tif', x)
+    with rasterio.open(tmp_path/'a.tif', 'r+') as dst: dst.colorinterp = [rasterio.enums.ColorInterp.gray]*5 + [rasterio.enums.ColorInterp.alpha]
+    with pytest.warns(UserWarning, match=r'does not apply alpha band 6.*-mask 6'): s = open_scene(tmp_path/'a.tif', 'sentinel2_l1c', bands=['B02', 'B03', 'B04', 'B05', 'B06'], offset=0)
+    assert len(s.bands) == 5

@@ -323,10 +323,10 @@ def test_sigterm(whole, tmp_path, workers):
 
 
 class TermWhile(Callback):
-    "Send SIGTERM where a callback of this order is called"
-    def __init__(self, event, step, order): self.event, self.step, self.order = event, step, order
+    "Send a signal where a callback of this order is called"
+    def __init__(self, event, step, order, number=signal.SIGTERM): self.event, self.step, self.order, self.number = event, step, order, number
     def __call__(self, event):
-        if event == self.event and self.train_iter == self.step: self.step = -1; os.kill(os.getpid(), signal.SIGTERM)
+        if event == self.event and self.train_iter == self.step: self.step = -1; os.kill(os.getpid(), self.number)
 
 
 @pytest.mark.parametrize('event', ['before_batch', 'after_validate'])
@@ -335,6 +335,16 @@ def test_sigterm_at_any_place(whole, tmp_path, event):
     with pytest.raises(SystemExit) as e: train(tmp_path, 3, steps=1000, cbs=[StopOnSignal(), TermWhile(event, 6, -20)])
     assert e.value.code == EXIT_STOPPED and len(list_checkpoints(tmp_path)) == 1
     check_same(whole, result(train(tmp_path, 3), tmp_path))
+
+
+def test_ctrl_c_writes_a_checkpoint_of_a_pretraining(tmp_path, capsys):
+    "It was lost up to the last five minutes"
+    from eo_brew.pretraining import pretrain
+    args = dict(out=tmp_path/'run', bands=['B04', 'B03', 'B02'], arch='vit_tiny_patch16_224', vfm='none', epochs=2, size=128, bs=8, img_size=32, patch_size=8,
+                embed_dim=24, depth=2, num_heads=1, hidden=16, head_dim=8, views=MultiCrop(n_local=0, global_size=32, photometric=False))
+    with pytest.raises(SystemExit) as e: pretrain(sample_scene(), cbs=[TermWhile('before_batch', 3, -20, signal.SIGINT)], **args)
+    assert e.value.code == EXIT_STOPPED and len(list_checkpoints(tmp_path/'run'/'checkpoints')) == 1 and 'SIGINT: checkpoint of step' in capsys.readouterr().out
+    assert pretrain(sample_scene(), resume=True, **args).exists()
 
 
 def test_sigterm_in_validation(whole, tmp_path):
