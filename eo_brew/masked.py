@@ -50,7 +50,7 @@ class MaskCallback(Callback):
         grid = patch_grid(images, enc.patch_size)
         self._heights({m: x for m, x in images.items() if enc.sensors[m] is not None and enc.sensors[m].center == 'median'}, view)
         seen = {m: _seen(view, m, enc.patch_size) for m in images}
-        masks = self._masks({m: enc.normalize[m](x.float()) for m, x in images.items()}, {m: view.get(f'{m}_valid') for m in images}, grid, enc.patch_size, seen, generator)
+        masks = self._masks({m: enc.normalize[m](x.float()) for m, x in images.items()}, [view.get(f'{m}_valid') for m in images], grid, enc.patch_size, seen, generator)
         if q and len(masks) > 1: masks = cross_modal_masks(masks, q, generator, seen)
         visible = grid[0]*grid[1] - n_hidden(grid[0]*grid[1], self.ratio)
         return {f'{m}_mask': x for m, x in masks.items()} | {f'{m}_seen': x for m, x in seen.items()} | {'visible': visible}
@@ -62,7 +62,7 @@ def _masks(self:MaskCallback, images, pixels, grid, patch, seen, generator):
     n, args = grid[0]*grid[1], dict(ratio=self.ratio, generator=generator)
     if self.masking == 'random': return {m: random_mask(len(v), n, valid=v, **args) for m, v in seen.items()}
     if self.masking == 'block': return {m: block_mask(len(v), grid, valid=v, **args) for m, v in seen.items()}
-    scores = info_scores([grey_levels(z) for z in images.values()], patch, [pixels.get(m) for m in images])
+    scores = info_scores([grey_levels(z) for z in images.values()], patch, pixels)
     return {m: info_mask(scores, valid=v, **args) for m, v in seen.items()}
 
 def patch_grid(
