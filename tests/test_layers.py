@@ -1,73 +1,155 @@
 """Imports go downward only, as the table in CONTRIBUTING.md allows: in exported cells and in demonstrations alike."""
-import ast, re
+
+import ast
+import re
 
 import pytest
 
 from project import NBS, ROOT, code_cells, module_name, nb_id, notebooks, parse
 
-NUMBER = r'\d\d[a-z]?'
+PACKAGE = ROOT / "eo_brew"
+PUBLIC_DOOR = "all"
 
-def read_numbers(
-    spec:str,   # '00-02, 06', '-' for none or 'all'
-    num:str,    # number of the row
-    names:dict, # number -> module, of all rows
-)->set: # numbers
-    "What one cell of the table allows"
-    if spec in ('all', '-'): return {n for n in names if n < num} if spec == 'all' else set()
-    res = set()
-    for part in spec.split(','):
-        m = re.fullmatch(rf'\s*({NUMBER})(?:-({NUMBER}))?\s*', part)
-        assert m, f'row {num}: cannot read {part!r}'
-        res |= {n for n in names if m[1] <= n <= (m[2] or m[1])}
-    return res
 
-def read_table(text:str)->dict: # number of a notebook -> (module, what exported cells, what demonstrations may import)
-    "Rows `| 03_data | what | 00-02, 06 | 07 |` of the layers table"
-    rows = [[c.strip(' `') for c in l.strip().strip('|').split('|')] for l in text.splitlines() if re.match(rf'\s*\|\s*`?{NUMBER}_\w+', l)]
-    names = {re.match(NUMBER, r[0])[0]: r[0].split('_', 1)[1] for r in rows}
-    return {n: (names[n], read_numbers(r[-2], n, names), read_numbers(r[-2], n, names) | read_numbers(r[-1], n, names))
-            for r in rows for n in [re.match(NUMBER, r[0])[0]]}
+def read_table(
+    text: str,
+) -> dict:  # package -> (packages that it may import, packages that it may also be shown with)
+    "Rows `| core | what | may import | to demonstrate, also |` of the layers table, lowest first."
+    head = text.index("| package | holds |")
+    rows = []
+    for line in text[head:].splitlines()[2:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip(" `") for cell in line.strip("|").split("|")])
+    names = [row[0] for row in rows]
 
-TABLE = read_table((ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8'))
-ALLOWED = {mod: {TABLE[n][0] for n in nums} for mod,nums,_ in TABLE.values()}
-SHOWN_WITH = {mod: {TABLE[n][0] for n in nums} for mod,_,nums in TABLE.values()}
+    def packages(spec, above):
+        if spec == "all":
+            return set(names[:above])
+        return set() if spec == "-" else {name.strip(" `") for name in spec.split(",")}
 
-def imported(tree:ast.AST)->set: # modules of eo_brew that `tree` imports, wherever the import stands
-    res = set()
-    for n in ast.walk(tree):
-        if isinstance(n, ast.Import): res |= {a.name.split('.')[1] for a in n.names if a.name.startswith('eo_brew.')}
-        elif isinstance(n, ast.ImportFrom):
-            mod = n.module or ''
-            if n.level == 1: res |= {mod.split('.')[0]} if mod else {a.name for a in n.names}
-            elif mod == 'eo_brew': res |= {a.name for a in n.names}
-            elif mod.startswith('eo_brew.'): res.add(mod.split('.')[1])
-    return res - {'__version__', '_modidx'}
+    return {row[0]: (packages(row[-2], i), packages(row[-1], i)) for i, row in enumerate(rows)}
+
+
+TABLE = read_table((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.stem not in ("__init__", "_modidx"))
+NUMBERED = [p for p in notebooks() if p.parent.name in TABLE]
+ORDER = {module_name(p): (list(TABLE).index(p.parent.name), p.name) for p in NUMBERED}
+
+
+def module_of(path):
+    "Dotted name below `eo_brew` of a module's file."
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imported(
+    tree: ast.AST,  # syntax tree
+    package: str = "",  # package that the code stands in, for relative imports
+) -> set:  # dotted modules below `eo_brew`, wherever the import stands
+    "What `tree` imports of eo_brew."
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("eo_brew.") for a in node.names if "eo_brew." in a.name}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {m for m in _from(node, package) if m not in ("", "__version__", "_modidx")}
+    return {_known(m) for m in found}
+
+
+def _from(node, package):
+    name = node.module or ""
+    if node.level == 1:
+        base = [package, name]
+    elif node.level == 2:
+        base = [name]
+    elif name == "eo_brew" or name.startswith("eo_brew."):
+        base = [name.removeprefix("eo_brew").lstrip(".")]
+    else:
+        return set()
+    base = ".".join(b for b in base if b)
+    return (
+        {base}
+        if "." in base or base == PUBLIC_DOOR
+        else {f"{base}.{a.name}".strip(".") for a in node.names}
+    )
+
+
+def _known(module):
+    "`core.sensors.get_sensor` is `core.sensors`."
+    return ".".join(module.split(".")[:2])
+
+
+def upward(module, imports, shown=False):
+    "Those of `imports` that `module` may not see."
+    package = module.split(".")[0]
+    allowed = TABLE[package][0] | (TABLE[package][1] if shown else set())
+    return sorted(
+        m
+        for m in imports - {module}
+        if (m.split(".")[0] not in allowed | {package})
+        or (
+            m.split(".")[0] == package and not shown and ORDER.get(m, (0, ""))[1] > ORDER[module][1]
+        )
+    )
 
 
 def test_the_table_is_read():
-    assert read_table('| `00_a` | x | - | - |\n| 01_b | x | 00 | - |\n| 01b_c | x | 00 | 01 |\n| 02_d | x | all | - |') == {
-        '00': ('a', set(), set()), '01': ('b', {'00'}, {'00'}), '01b': ('c', {'00'}, {'00', '01'}), '02': ('d', *[{'00', '01', '01b'}]*2)}
-    assert len(TABLE) >= 21
+    text = "| package | holds | a | b |\n|---|---|---|---|\n| core | x | - | - |\n| up | x | core | - |\n| top | x | all | core |\n"
+    assert read_table(text) == {
+        "core": (set(), set()),
+        "up": ({"core"}, set()),
+        "top": ({"core", "up"}, {"core"}),
+    }
+    assert len(TABLE) == 14
+
 
 def test_the_table_goes_downward():
-    up = [(n, a) for n,(_,_,allowed) in TABLE.items() for a in allowed if a >= n]
-    assert not up, f'rows that allow an import from above: {up}'
+    names = list(TABLE)
+    up = [(n, a) for i, n in enumerate(names) for a in TABLE[n][0] if a not in names[:i]]
+    assert not up, f"rows that allow an import from above or from nowhere: {up}"
 
-def test_an_upward_import_is_seen():
-    for src in ('from eo_brew.deo import deo_learner', 'import eo_brew.deo', 'def f():\n from .deo import x', 'from . import deo', 'from eo_brew import deo'):
-        assert imported(ast.parse(src)) == {'deo'}, src
 
-@pytest.mark.parametrize('path', sorted((ROOT/'eo_brew').glob('[a-z]*.py')), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "src",
+    [
+        "from eo_brew.methods.deo import deo_learner",
+        "import eo_brew.methods.deo",
+        "def f():\n from ..methods.deo import x",
+        "from ..methods import deo",
+        "from eo_brew.methods import deo",
+        "from eo_brew import methods\nfrom eo_brew.methods import deo",
+    ],
+)
+def test_an_upward_import_is_seen(src):
+    assert "methods.deo" in imported(ast.parse(src), "train")
+    assert upward("train.targets", imported(ast.parse(src), "train"))
+
+
+def test_an_import_from_a_later_room_of_the_same_package_is_seen():
+    assert imported(ast.parse("from .show import x"), "core") == {"core.show"}
+    assert upward("core.sensors", {"core.show"}) and not upward("core.show", {"core.sensors"})
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_of)
 def test_module_imports_downward(path):
-    assert path.stem in ALLOWED, f'{path.stem} has no row in the layers table of CONTRIBUTING.md'
-    bad = imported(ast.parse(path.read_text(encoding='utf-8'))) - ALLOWED[path.stem] - {path.stem}
-    assert not bad, f'{path.stem} may import {sorted(ALLOWED[path.stem])}, not {sorted(bad)}'
+    module = module_of(path)
+    if module == PUBLIC_DOOR:
+        return
+    assert "." in module, f"{module} is in no package"
+    bad = upward(module, imported(ast.parse(path.read_text(encoding="utf-8")), path.parent.name))
+    assert not bad, f"{module} may not import {bad}"
 
-@pytest.mark.parametrize('nb', [p for p in notebooks() if p.parent == NBS and re.match(NUMBER, p.name)], ids=nb_id)
+
+@pytest.mark.parametrize(
+    "nb", [p for p in notebooks() if p.parent not in (NBS, NBS / "tutorials")], ids=nb_id
+)
 def test_notebook_is_in_the_table(nb):
-    "The numbered notebook exports the module of its row, and its demonstrations import no more than the row allows"
-    num,mod = re.match(NUMBER, nb.name)[0], module_name(nb)
-    assert num in TABLE and TABLE[num][0] == mod == nb.stem.split('_', 1)[1]
-    for i,src in code_cells(nb):
-        bad = imported(parse(src)) - SHOWN_WITH[mod] - {mod}
-        assert not bad, f'cell {i} imports {sorted(bad)}; {mod} may be shown with {sorted(SHOWN_WITH[mod])}'
+    "A notebook exports the module of its place; its demonstrations import no more than the row allows."
+    package, module = nb.parent.name, module_name(nb)
+    assert package in TABLE, f"{package} has no row in the layers table of CONTRIBUTING.md"
+    assert module == f"{package}.{re.sub(r'^[0-9]+_', '', nb.stem)}"
+    for i, src in code_cells(nb):
+        bad = upward(module, imported(parse(src), package), shown=True)
+        assert not bad, (
+            f"cell {i} imports {bad}; {package} may be shown with {sorted(TABLE[package][1])}"
+        )

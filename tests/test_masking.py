@@ -1,23 +1,44 @@
 "Masks: exact counts, distributions, the released code's faults, bad input."
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from eo_brew.masking import (block_mask, complement_share, cross_modal_mask, cross_modal_masks, grey_levels, hide_highest, info_mask,
-                             info_scores, info_weights, n_hidden, patch_valid, random_mask)
+from eo_brew.views.masking import (
+    block_mask,
+    complement_share,
+    cross_modal_mask,
+    cross_modal_masks,
+    grey_levels,
+    hide_highest,
+    info_mask,
+    info_scores,
+    info_weights,
+    n_hidden,
+    patch_valid,
+    random_mask,
+)
 
 
-def gen(seed=0): return torch.Generator().manual_seed(seed)
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(2, 60), st.floats(.05, .95), st.integers(0, 9999), st.floats(0, 1))
+@given(st.integers(2, 60), st.floats(0.05, 0.95), st.integers(0, 9999), st.floats(0, 1))
 def test_counts_are_exact_for_every_ratio_and_q(n, ratio, seed, q):
-    if not 1 <= round(n*ratio) < n: return
-    g, count = gen(seed), round(n*ratio)
-    scores, valid = torch.rand(5, n, generator=g), torch.rand(5, n, generator=g) > .3
+    if not 1 <= round(n * ratio) < n:
+        return
+    g, count = gen(seed), round(n * ratio)
+    scores, valid = torch.rand(5, n, generator=g), torch.rand(5, n, generator=g) > 0.3
     a, b = info_mask(scores, ratio, g, valid), random_mask(5, n, ratio, g, valid)
-    for m in (a, b, cross_modal_mask(a, b, q, g, valid), cross_modal_mask(a, b, q, g), block_mask(5, (1, n), ratio, g)):
+    for m in (
+        a,
+        b,
+        cross_modal_mask(a, b, q, g, valid),
+        cross_modal_mask(a, b, q, g),
+        block_mask(5, (1, n), ratio, g),
+    ):
         assert m.dtype == torch.bool and (m.sum(1) == count).all()
 
 
@@ -26,11 +47,17 @@ def test_counts_are_exact_for_every_ratio_and_q(n, ratio, seed, q):
 def test_invalid_patches_are_hidden_as_long_as_there_is_room(seed):
     g = gen(seed)
     valid = torch.rand(8, 24, generator=g) > torch.rand(8, 1, generator=g)
-    for m in (random_mask(8, 24, .75, g, valid), info_mask(torch.rand(8, 24, generator=g), .75, g, valid), block_mask(8, (4, 6), .75, g, valid),
-              cross_modal_mask(random_mask(8, 24, .75, g), random_mask(8, 24, .75, g), .5, g, valid)):
+    for m in (
+        random_mask(8, 24, 0.75, g, valid),
+        info_mask(torch.rand(8, 24, generator=g), 0.75, g, valid),
+        block_mask(8, (4, 6), 0.75, g, valid),
+        cross_modal_mask(random_mask(8, 24, 0.75, g), random_mask(8, 24, 0.75, g), 0.5, g, valid),
+    ):
         for row, ok in zip(m, valid):
-            if (~ok).sum() <= 18: assert (row | ok).all()            # everything invalid is hidden
-            else: assert not (row & ok).any()                        # everything hidden is invalid
+            if (~ok).sum() <= 18:
+                assert (row | ok).all()  # everything invalid is hidden
+            else:
+                assert not (row & ok).any()  # everything hidden is invalid
 
 
 def plain_scores(images, p):
@@ -41,159 +68,239 @@ def plain_scores(images, p):
         for x in images:
             g = x[b].double().mean(0)
             h, w = g.shape
-            at = lambda i, j: g[min(max(i, 0), h-1), min(max(j, 0), w-1)]
+            at = lambda i, j: g[min(max(i, 0), h - 1), min(max(j, 0), w - 1)]
             slope = torch.zeros_like(g)
             for i in range(h):
                 for j in range(w):
-                    dx = sum(k*(at(i+d, j+1) - at(i+d, j-1)) for d, k in ((-1, 1), (0, 2), (1, 1)))
-                    dy = sum(k*(at(i+1, j+d) - at(i-1, j+d)) for d, k in ((-1, 1), (0, 2), (1, 1)))
+                    dx = sum(
+                        k * (at(i + d, j + 1) - at(i + d, j - 1))
+                        for d, k in ((-1, 1), (0, 2), (1, 1))
+                    )
+                    dy = sum(
+                        k * (at(i + 1, j + d) - at(i - 1, j + d))
+                        for d, k in ((-1, 1), (0, 2), (1, 1))
+                    )
                     slope[i, j] = (dx**2 + dy**2).sqrt()
-            s = torch.stack([slope[i:i+p, j:j+p].mean() + g[i:i+p, j:j+p].var(unbiased=False) for i in range(0, h, p) for j in range(0, w, p)])
+            s = torch.stack(
+                [
+                    slope[i : i + p, j : j + p].mean() + g[i : i + p, j : j + p].var(unbiased=False)
+                    for i in range(0, h, p)
+                    for j in range(0, w, p)
+                ]
+            )
             total = s if total is None else total + s
         out.append(total)
     return torch.stack(out)
 
 
 def test_scores_equal_a_plain_loop():
-    images = [torch.rand(2, 3, 12, 8, generator=gen())*255, torch.rand(2, 1, 12, 8, generator=gen(1))*255]
-    torch.testing.assert_close(info_scores(images, 4).double(), plain_scores(images, 4), rtol=1e-5, atol=1e-2)
+    images = [
+        torch.rand(2, 3, 12, 8, generator=gen()) * 255,
+        torch.rand(2, 1, 12, 8, generator=gen(1)) * 255,
+    ]
+    torch.testing.assert_close(
+        info_scores(images, 4).double(), plain_scores(images, 4), rtol=1e-5, atol=1e-2
+    )
 
 
 def test_scores_are_linear_in_neither_wrap_nor_saturation():
-    "Normalised values wrapped to 8 bit (released) would turn a smooth ramp into edges"
+    "Normalised values wrapped to 8 bit (released) would turn a smooth ramp into edges."
     z = torch.linspace(-2.9, 2.9, 64).expand(1, 1, 64, 64)
     smooth = info_scores(grey_levels(z), 16)
-    wrapped = info_scores((z*255).remainder(256), 16)
-    assert smooth.max()/smooth.min() < 1.5 and wrapped.min() > 3*smooth.max()
+    wrapped = info_scores((z * 255).remainder(256), 16)
+    assert smooth.max() / smooth.min() < 1.5 and wrapped.min() > 3 * smooth.max()
 
 
 def test_grey_levels_saturate_and_never_turn_around():
-    grey = grey_levels(torch.arange(-200, 201)/10)
+    grey = grey_levels(torch.arange(-200, 201) / 10)
     assert (grey.diff() >= 0).all() and (grey.min(), grey[200], grey.max()) == (0, 127.5, 255)
 
 
 def test_variance_is_exact_far_from_zero():
-    "Mean square minus square of the mean would be wrong by more than the variance"
+    "Mean square minus square of the mean would be wrong by more than the variance."
     for level in (0, 250):
-        x = level + torch.randn(1, 1, 16, 16, generator=gen())*1e-2
-        torch.testing.assert_close(info_scores(x, 16).double(), plain_scores([x], 16), rtol=1e-4, atol=0)
+        x = level + torch.randn(1, 1, 16, 16, generator=gen()) * 1e-2
+        torch.testing.assert_close(
+            info_scores(x, 16).double(), plain_scores([x], 16), rtol=1e-4, atol=0
+        )
 
 
-@pytest.mark.parametrize('ratio', [.5, .75])
+@pytest.mark.parametrize("ratio", [0.5, 0.75])
 def test_hidden_share_follows_the_race_of_the_weights(ratio):
-    scores = torch.arange(50.).expand(6000, -1)
+    scores = torch.arange(50.0).expand(6000, -1)
     share = info_mask(scores, ratio, gen()).float().mean(0)
     w = info_weights(scores[:1])[0]
-    draws = torch.stack([torch.bincount(torch.multinomial(w, round(50*ratio), generator=gen(s)), minlength=50) for s in range(3000)]).float().mean(0)
-    for v in w.unique(): assert abs(share[w == v].mean() - draws[w == v].mean()) < .01      # torch.multinomial draws without replacement
+    draws = (
+        torch.stack(
+            [
+                torch.bincount(
+                    torch.multinomial(w, round(50 * ratio), generator=gen(s)), minlength=50
+                )
+                for s in range(3000)
+            ]
+        )
+        .float()
+        .mean(0)
+    )
+    for v in w.unique():
+        assert (
+            abs(share[w == v].mean() - draws[w == v].mean()) < 0.01
+        )  # torch.multinomial draws without replacement
 
 
 def test_a_flat_image_has_uniform_weights():
-    scores = info_scores(torch.full((2, 4, 32, 32), 80.), 8)
-    assert (scores == 0).all() and (info_weights(scores) == .5).all()
-    assert info_mask(scores, generator=gen()).float().mean() == .75
+    scores = info_scores(torch.full((2, 4, 32, 32), 80.0), 8)
+    assert (scores == 0).all() and (info_weights(scores) == 0.5).all()
+    assert info_mask(scores, generator=gen()).float().mean() == 0.75
 
 
 def test_one_rich_outlier_does_not_flatten_the_rest():
-    z = torch.zeros(1, 1, 64, 64); z[..., 1, 1] = 1e4
+    z = torch.zeros(1, 1, 64, 64)
+    z[..., 1, 1] = 1e4
     assert torch.equal(grey_levels(z)[..., 32:, 32:], torch.full((1, 1, 32, 32), 127.5))
 
 
-@pytest.mark.parametrize('q', [0., .1, .4, .7, 1.])
+@pytest.mark.parametrize("q", [0.0, 0.1, 0.4, 0.7, 1.0])
 def test_cross_modal_masks_keep_75_percent(q):
-    "The released masking only adds: 75% becomes 92%"
-    a, b = random_mask(200, 100, .75, gen()), random_mask(200, 100, .75, gen(1))
+    "The released masking only adds: 75% becomes 92%."
+    a, b = random_mask(200, 100, 0.75, gen()), random_mask(200, 100, 0.75, gen(1))
     c = cross_modal_mask(a, b, q, gen(2))
     assert (c.sum(1) == 75).all()
     both = (~a & ~c).sum(1).float().mean()
-    if q == 0: assert torch.equal(b, c)
-    if q == 1: assert both == 0
-    assert both <= 25*.25*(1 - .8*q) + .5
+    if q == 0:
+        assert torch.equal(b, c)
+    if q == 1:
+        assert both == 0
+    assert both <= 25 * 0.25 * (1 - 0.8 * q) + 0.5
 
 
 def test_the_first_mask_decides():
-    "The released masking ignores it"
-    b = random_mask(50, 100, .75, gen())
-    c1, c2 = (cross_modal_mask(random_mask(50, 100, .75, gen(s)), b, .7, gen(9)) for s in (1, 2))
-    assert (c1 != c2).float().mean() > .1
+    "The released masking ignores it."
+    b = random_mask(50, 100, 0.75, gen())
+    c1, c2 = (cross_modal_mask(random_mask(50, 100, 0.75, gen(s)), b, 0.7, gen(9)) for s in (1, 2))
+    assert (c1 != c2).float().mean() > 0.1
 
 
 def test_more_modalities_see_different_places():
-    masks = cross_modal_masks({m: random_mask(20, 100, .75, gen(i)) for i, m in enumerate('abcd')}, 1., gen(9))
-    assert (sum((~m).int() for m in masks.values()) == 1).all()                     # four times a quarter: every place exactly once
+    masks = cross_modal_masks(
+        {m: random_mask(20, 100, 0.75, gen(i)) for i, m in enumerate("abcd")}, 1.0, gen(9)
+    )
+    assert (
+        sum((~m).int() for m in masks.values()) == 1
+    ).all()  # four times a quarter: every place exactly once
 
 
 def test_the_curriculum_rises_in_steps():
-    assert [round(complement_share(k/70), 6) for k in (0, 9, 10, 35, 69, 70)] == [.1, .1, .2, .4, .7, .7]
-    assert complement_share(.3, .5, .5, 1) == .5
+    assert [round(complement_share(k / 70), 6) for k in (0, 9, 10, 35, 69, 70)] == [
+        0.1,
+        0.1,
+        0.2,
+        0.4,
+        0.7,
+        0.7,
+    ]
+    assert complement_share(0.3, 0.5, 0.5, 1) == 0.5
 
 
 def test_a_seed_gives_the_same_masks_and_the_global_seed_does_too():
     s = torch.rand(3, 30, generator=gen())
     assert torch.equal(info_mask(s, generator=gen(5)), info_mask(s, generator=gen(5)))
-    torch.manual_seed(1); a = info_mask(s); torch.manual_seed(1)
+    torch.manual_seed(1)
+    a = info_mask(s)
+    torch.manual_seed(1)
     assert torch.equal(a, info_mask(s))
 
 
 def test_blocks_hang_together():
-    def edges(m): m = m.view(-1, 14, 14); return (m[:, 1:] != m[:, :-1]).float().mean() + (m[..., 1:] != m[..., :-1]).float().mean()
-    assert edges(block_mask(100, (14, 14), .6, gen())) < .6*edges(random_mask(100, 196, .6, gen()))
+    def edges(m):
+        m = m.view(-1, 14, 14)
+        return (m[:, 1:] != m[:, :-1]).float().mean() + (m[..., 1:] != m[..., :-1]).float().mean()
+
+    assert edges(block_mask(100, (14, 14), 0.6, gen())) < 0.6 * edges(
+        random_mask(100, 196, 0.6, gen())
+    )
 
 
 def test_counts_stay_on_the_device():
-    "No mask asks the device for a value: on the meta device that would raise"
-    s = torch.rand(2, 16, device='meta')
-    for m in (hide_highest(s, 12), hide_highest(s, 12, s > .5), cross_modal_mask(s > .5, s > .5, .5), random_mask(2, 16, device='meta'),
-              block_mask(2, (4, 4), device='meta'), info_scores(torch.rand(2, 3, 32, 32, device='meta'), 8)):
-        assert m.device.type == 'meta'
+    "No mask asks the device for a value: on the meta device that would raise."
+    s = torch.rand(2, 16, device="meta")
+    for m in (
+        hide_highest(s, 12),
+        hide_highest(s, 12, s > 0.5),
+        cross_modal_mask(s > 0.5, s > 0.5, 0.5),
+        random_mask(2, 16, device="meta"),
+        block_mask(2, (4, 4), device="meta"),
+        info_scores(torch.rand(2, 3, 32, 32, device="meta"), 8),
+    ):
+        assert m.device.type == "meta"
 
 
 @pytest.mark.cuda
 def test_masks_do_not_synchronise_a_gpu():
-    x = torch.rand(2, 3, 64, 64, device='cuda')*255
-    valid = torch.ones(2, 16, dtype=torch.bool, device='cuda')
-    torch.cuda.set_sync_debug_mode('error')
+    x = torch.rand(2, 3, 64, 64, device="cuda") * 255
+    valid = torch.ones(2, 16, dtype=torch.bool, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
     try:
         s = info_scores([x, x], 16)
-        cross_modal_mask(info_mask(s, valid=valid), block_mask(2, (4, 4), device='cuda'), .5, valid=valid)
-    finally: torch.cuda.set_sync_debug_mode('default')
+        cross_modal_mask(
+            info_mask(s, valid=valid), block_mask(2, (4, 4), device="cuda"), 0.5, valid=valid
+        )
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize('call,match', [
-    (lambda: n_hidden(16, .99), 'at least one must be hidden'), (lambda: random_mask(2, 1), 'one visible'),
-    (lambda: info_scores([torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 4, 4)], 4), r'\(1, 2, 2\), \(1, 1, 1\)'),
-    (lambda: info_scores(torch.zeros(1, 8, 8), 4), r'wanted \(B,C,H,W\)'),
-    (lambda: cross_modal_mask(torch.ones(1, 4).bool(), torch.ones(1, 9).bool(), .5), 'same patch grid'),
-    (lambda: cross_modal_mask(torch.ones(1, 4).bool(), torch.ones(1, 4).bool(), -1), 'probability'),
-    (lambda: info_mask(torch.rand(1, 4), valid=torch.ones(1, 4)), 'True = measured'),
-    (lambda: patch_valid(torch.ones(1, 1, 9, 8).bool(), 4), 'multiples of patch_size=4')])
+@pytest.mark.parametrize(
+    "call,match",
+    [
+        (lambda: n_hidden(16, 0.99), "at least one must be hidden"),
+        (lambda: random_mask(2, 1), "one visible"),
+        (
+            lambda: info_scores([torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 4, 4)], 4),
+            r"\(1, 2, 2\), \(1, 1, 1\)",
+        ),
+        (lambda: info_scores(torch.zeros(1, 8, 8), 4), r"wanted \(B,C,H,W\)"),
+        (
+            lambda: cross_modal_mask(torch.ones(1, 4).bool(), torch.ones(1, 9).bool(), 0.5),
+            "same patch grid",
+        ),
+        (
+            lambda: cross_modal_mask(torch.ones(1, 4).bool(), torch.ones(1, 4).bool(), -1),
+            "probability",
+        ),
+        (lambda: info_mask(torch.rand(1, 4), valid=torch.ones(1, 4)), "True = measured"),
+        (lambda: patch_valid(torch.ones(1, 1, 9, 8).bool(), 4), "multiples of patch_size=4"),
+    ],
+)
 def test_bad_input_is_named(call, match):
-    with pytest.raises(ValueError, match=match): call()
+    with pytest.raises(ValueError, match=match):
+        call()
 
 
 def test_what_stays_visible_of_invalid_ground_is_random():
     "Not always the last patches: that would be a place the student never learns without its partner."
     none = torch.zeros(8, 24, dtype=torch.bool)
-    assert torch.equal(random_mask(8, 24, .75, gen(), none), random_mask(8, 24, .75, gen()))
+    assert torch.equal(random_mask(8, 24, 0.75, gen(), none), random_mask(8, 24, 0.75, gen()))
 
 
 def test_a_missing_modality_completes_nothing():
     g, n = gen(), 16
-    masks = {m: random_mask(500, n, .75, g) for m in 'ab'}
-    valid = {'a': torch.zeros(500, n, dtype=torch.bool), 'b': torch.ones(500, n, dtype=torch.bool)}
-    masks['a'] = random_mask(500, n, .75, g, valid['a'])
-    seen = (~cross_modal_masks(masks, 1., g, valid)['b']).float().mean(0)
-    assert seen.min() > .18 and seen.max() < .32                       # a quarter everywhere
-    taken = (~masks['a']).float().mean(0)
-    assert taken.min() > .18 and taken.max() < .32
+    masks = {m: random_mask(500, n, 0.75, g) for m in "ab"}
+    valid = {"a": torch.zeros(500, n, dtype=torch.bool), "b": torch.ones(500, n, dtype=torch.bool)}
+    masks["a"] = random_mask(500, n, 0.75, g, valid["a"])
+    seen = (~cross_modal_masks(masks, 1.0, g, valid)["b"]).float().mean(0)
+    assert seen.min() > 0.18 and seen.max() < 0.32  # a quarter everywhere
+    taken = (~masks["a"]).float().mean(0)
+    assert taken.min() > 0.18 and taken.max() < 0.32
 
 
 def test_the_edge_of_the_data_is_no_information():
-    x = 128 + 10*torch.randn(4, 1, 64, 64, generator=gen())
+    x = 128 + 10 * torch.randn(4, 1, 64, 64, generator=gen())
     valid = torch.ones(4, 1, 64, 64, dtype=torch.bool)
     torch.testing.assert_close(info_scores([x], 16, [valid]), info_scores(x, 16))
-    valid[..., 24:] = False                                            # cuts the second column of patches in halves
-    filled = torch.where(valid, x, 40.)
+    valid[..., 24:] = False  # cuts the second column of patches in halves
+    filled = torch.where(valid, x, 40.0)
     blind, seeing = (info_scores([filled], 16, v).view(4, 4, 4) for v in (None, [valid]))
-    assert (blind[..., 1] > 3*blind[..., 0]).all()
-    assert ((seeing[..., 1]/seeing[..., 0]).log().abs() < .4).all() and (seeing[..., 2:] == 0).all()
+    assert (blind[..., 1] > 3 * blind[..., 0]).all()
+    assert ((seeing[..., 1] / seeing[..., 0]).log().abs() < 0.4).all() and (
+        seeing[..., 2:] == 0
+    ).all()
