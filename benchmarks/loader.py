@@ -33,7 +33,7 @@ from rasterio.windows import Window
 from record import record
 
 from eo_brew.data.loader import EODataLoader
-from eo_brew.data.patches import PatchDataset
+from eo_brew.data.samples import WindowDataset
 from eo_brew.scenes.open import open_scene, open_scenes, sample_scene, write_raster
 from eo_brew.scenes.scene import read_window
 from eo_brew.scenes.windows import window_index
@@ -128,7 +128,7 @@ def time_processes(scenes, windows, workers):
 
 def loader_of(scenes, windows, **how):
     return EODataLoader(
-        PatchDataset(scenes, windows, in_memory=False),
+        WindowDataset(scenes, windows, in_memory=False),
         bs=32,
         shuffle=True,
         device=torch.device("cpu"),

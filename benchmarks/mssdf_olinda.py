@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from eo_brew.data.modalities import Modality
-from eo_brew.data.patches import PatchDataset
+from eo_brew.data.samples import WindowDataset
 from eo_brew.scenes.open import open_scene, sample_scene
 from eo_brew.scenes.windows import window_index
 
@@ -35,7 +35,7 @@ def windows(stride):
 
     def read(keep):
         return Kept(
-            PatchDataset(
+            WindowDataset(
                 etm, every.take(keep), others=["rgb", Modality("dem", dem.sensor, [dem], size=SIZE)]
             )
         )

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from fastai.torch_core import set_seed
 
-from eo_brew.probes.compare import OnRGB, Table, compare
+from eo_brew.probes.compare import RGBEncoder, Table, compare
 from eo_brew.methods.deo import deo_learner, distill_layers
 from eo_brew.probes.protocols import cka
 from eo_brew.scenes.open import open_raster, sample_labels, sample_scene
@@ -161,11 +161,11 @@ def rows(args):
     }
     for name, (make, layers) in teachers.items():
         out[f"{name} on RGB, two layers"] = probe(
-            lambda make=make: OnRGB(make(), sensor), layers=layers
+            lambda make=make: RGBEncoder(make(), sensor), layers=layers
         )
-        out[f"{name} on RGB, last"] = probe(lambda make=make: OnRGB(make(), sensor))
+        out[f"{name} on RGB, last"] = probe(lambda make=make: RGBEncoder(make(), sensor))
         out[f"random encoder beside {name}"] = lambda make=make, layers=layers: likeness(
-            random, both, OnRGB(make(), sensor), layers, scene
+            random, both, RGBEncoder(make(), sensor), layers, scene
         )
     for steps, seed, (name, (make, layers)) in product(args.steps, args.seeds, teachers.items()):
         run = cache(
@@ -174,7 +174,7 @@ def rows(args):
         out[f"DEO from {name}, {steps} steps, seed {seed}, mid and late"] = (
             lambda run=run, make=make, layers=layers: Table(
                 probe(run, layers=both)()
-                + likeness(run(), both, OnRGB(make(), sensor), layers, scene)
+                + likeness(run(), both, RGBEncoder(make(), sensor), layers, scene)
             )
         )
         out[f"DEO from {name}, {steps} steps, seed {seed}, late"] = probe(run)

@@ -19,7 +19,7 @@ from torch import nn
 from eo_brew.data.dataloaders import eo_dataloaders, scene_classes
 from eo_brew.data.loader import EODataLoader
 from eo_brew.data.modalities import BandDropout, open_modality
-from eo_brew.data.patches import PatchDataset, fill_invalid
+from eo_brew.data.samples import WindowDataset, fill_invalid
 from eo_brew.scenes.open import open_scene, open_scenes, sample_labels, sample_scene, write_raster
 from eo_brew.scenes.scene import close_handles, read_window
 from eo_brew.core.sensors import get_sensor
@@ -220,7 +220,7 @@ def _files(d, n=12):
 def test_skip_counts_lists_and_goes_on(tmp_path, workers, threads):
     scenes = _files(tmp_path)
     (tmp_path / "03.tif").write_bytes((tmp_path / "03.tif").read_bytes()[:3000])
-    ds = PatchDataset(
+    ds = WindowDataset(
         scenes, window_index(scenes, 64), on_error="skip", max_lost=0.2, in_memory=False
     )
     dl = EODataLoader(ds, bs=4, num_workers=workers, threads=threads)
@@ -234,7 +234,7 @@ def test_skip_counts_lists_and_goes_on(tmp_path, workers, threads):
     with pytest.raises(ValueError, match="more than max_lost=0.2"):
         order(dl)
     with pytest.raises(ValueError, match=r"03.tif"):
-        order(EODataLoader(PatchDataset(scenes, window_index(scenes, 64), in_memory=False), bs=4))
+        order(EODataLoader(WindowDataset(scenes, window_index(scenes, 64), in_memory=False), bs=4))
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_samples_are_read_into_their_batch(tmp_path, how, in_memory):
     scenes = _files(tmp_path, 22)
     for i in (3, 4, 9):
         (tmp_path / f"{i:02}.tif").write_bytes((tmp_path / f"{i:02}.tif").read_bytes()[:3000])
-    ds = PatchDataset(
+    ds = WindowDataset(
         scenes, window_index(scenes, 64), on_error="skip", max_lost=0.5, in_memory=in_memory
     )
     with warnings.catch_warnings():
@@ -269,13 +269,13 @@ def test_samples_are_read_into_their_batch(tmp_path, how, in_memory):
 def test_collating_copies_nothing(tmp_path, monkeypatch, threads):
     import eo_brew.data.loader as loader
 
-    made, real = [], loader.Places._slab
-    monkeypatch.setattr(loader.Places, "_slab", lambda *a: made.append(real(*a)) or made[-1])
+    made, real = [], loader.BatchMemory._slab
+    monkeypatch.setattr(loader.BatchMemory, "_slab", lambda *a: made.append(real(*a)) or made[-1])
     scenes = _files(tmp_path, 11)
     batches = [
         b
         for (b,) in EODataLoader(
-            PatchDataset(scenes, window_index(scenes, 64), in_memory=False), bs=4, threads=threads
+            WindowDataset(scenes, window_index(scenes, 64), in_memory=False), bs=4, threads=threads
         )
     ]
     assert [len(b["ms"]) for b in batches] == [4, 4, 3]
@@ -284,7 +284,7 @@ def test_collating_copies_nothing(tmp_path, monkeypatch, threads):
 
 def test_a_view_of_a_sample_stays_what_it_is(tmp_path):
     "A transposed square patch begins where the patch does: its batch was the one before the transform."
-    ds = PatchDataset(scenes := _files(tmp_path, 5), window_index(scenes, 64), in_memory=False)
+    ds = WindowDataset(scenes := _files(tmp_path, 5), window_index(scenes, 64), in_memory=False)
     turned = lambda d: {**d, "ms": d["ms"].transpose(1, 2)}
     for (b,) in EODataLoader(ds, bs=2, after_item=turned):
         for i, x in zip(b["index"].tolist(), b["ms"]):
@@ -295,7 +295,7 @@ def test_a_view_of_a_sample_stays_what_it_is(tmp_path):
 
 def test_a_used_loader_is_sent_to_another_process(tmp_path):
     "With the memory of its last pass it could not be pickled, which starting workers by spawn does."
-    ds = PatchDataset(scenes := _files(tmp_path, 5), window_index(scenes, 64), in_memory=False)
+    ds = WindowDataset(scenes := _files(tmp_path, 5), window_index(scenes, 64), in_memory=False)
     dl = EODataLoader(ds, bs=2)
     for _ in dl:
         dl.one_batch()  # a pass within a pass
@@ -305,7 +305,7 @@ def test_a_used_loader_is_sent_to_another_process(tmp_path):
 @pytest.mark.parametrize("threads", [0, 2])
 def test_memory_is_given_out_again_and_kept_batches_are_left_alone(tmp_path, threads):
     scenes = _files(tmp_path, 40)
-    ds = PatchDataset(scenes, window_index(scenes, 64), in_memory=False)
+    ds = WindowDataset(scenes, window_index(scenes, 64), in_memory=False)
     kept, where = {}, []
     for (b,) in EODataLoader(ds, bs=2, threads=threads):
         where.append(b["ms"].data_ptr())
@@ -322,7 +322,7 @@ def test_threads_read_no_further_than_asked(tmp_path):
     import threading
 
     scenes = _files(tmp_path, 60)
-    ds, read = PatchDataset(scenes, window_index(scenes, 64), in_memory=False), []
+    ds, read = WindowDataset(scenes, window_index(scenes, 64), in_memory=False), []
     real = ds.sample
     ds.sample = lambda i, out=None: (
         read.append((i, threading.current_thread() is threading.main_thread())) or real(i, out)
@@ -407,7 +407,7 @@ def test_nodata_travels_from_the_file_to_the_loss(tmp_path):
 def test_refused_inputs(tmp_path):
     scenes = _files(tmp_path)
     with pytest.raises(ValueError, match="list them again"):
-        PatchDataset(scenes, window_index(scenes[:3], 64))
+        WindowDataset(scenes, window_index(scenes[:3], 64))
     x = np.random.default_rng(0).random((4, 256, 256)).astype("f4")
     f = write_raster(tmp_path / "r.tif", x, S2, BANDS)
     with pytest.raises(ValueError, match="reflectance in 0..1.*gain=10000"):
@@ -735,7 +735,7 @@ def test_colours_of_a_missing_band_are_invalid(tmp_path):
             tmp_path / f"T33UUU_{BANDS[k]}.tif", x[k : k + 1], S2, BANDS[k : k + 1]
         )  # no B03
     scene = open_scene(tmp_path, "sentinel2_l1c", BANDS, offset=0, allow_missing=True)
-    (item,) = PatchDataset(scene, window_index(scene, 64), allow_missing=True, others=["rgb"])[0]
+    (item,) = WindowDataset(scene, window_index(scene, 64), allow_missing=True, others=["rgb"])[0]
     assert (
         item["ms_valid"].all()
         and not item["rgb_valid"].any()

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from eo_brew.data.datasets import GeoBenchData, TorchGeoData, band_key, dataset_loaders, match_bands
+from eo_brew.data.datasets import (
+    GeoBenchData,
+    TorchGeoData,
+    band_key,
+    dataset_loaders,
+    band_positions,
+)
 from eo_brew.core.sensors import get_sensor
 
 S2 = get_sensor("sentinel2_l1c")
@@ -32,12 +38,12 @@ def test_one_band_many_spellings(a, b):
 
 
 def test_8_and_8a_are_not_mixed_up():
-    assert band_key("B08") != band_key("B8A") and match_bands(["B8A", "B08"], sub("B08")) == [1]
+    assert band_key("B08") != band_key("B8A") and band_positions(["B8A", "B08"], sub("B08")) == [1]
 
 
 def test_missing_bands_are_named():
     with pytest.raises(ValueError, match=r"\['B11'\] of sentinel2_l1c are not in the data set"):
-        match_bands(["B02", "B03"], sub("B02", "B11"))
+        band_positions(["B02", "B03"], sub("B02", "B11"))
 
 
 def write_tif(path, x, dtype="uint16"):

@@ -18,7 +18,7 @@ from eo_brew.data.loader import EODataLoader
 from eo_brew.views.masking import random_mask
 from eo_brew.data.modalities import Modality
 from eo_brew.methods.mssdf import WEIGHTS, MSSDFLoss, MSSDFModel, mssdf_learner
-from eo_brew.data.patches import PatchDataset
+from eo_brew.data.samples import WindowDataset
 from eo_brew.scenes.open import open_scene, sample_scene
 from eo_brew.views.multicrop import MultiCrop
 from eo_brew.weights.save import load_encoder, save_encoder
@@ -47,7 +47,7 @@ def olinda():
     etm = open_scene(sample_scene("olinda") / "L7_ETMs.tif", "landsat7_dn")
     dem = open_scene(sample_scene("olinda") / "olinda_dem_utm25s.tif", "dem", crs="EPSG:31985")
     return Kept(
-        PatchDataset(
+        WindowDataset(
             etm,
             window_index(etm, 32, n=24),
             others=["rgb", Modality("dem", dem.sensor, [dem], size=32)],
@@ -450,7 +450,7 @@ def test_one_modality_only_says_so(olinda):
 
 def test_two_modalities_of_the_sentinel_scene():
     scene = open_scene(sample_scene(), "sentinel2_l1c", ["B02", "B03", "B04", "B08", "B11"])
-    ds = PatchDataset(scene, window_index(scene, 32, n=8))
+    ds = WindowDataset(scene, window_index(scene, 32, n=8))
     learn = fit(learner(ds))  # RGB comes from the bands
     assert learn.model.modalities == ("ms", "rgb") and learn.model.encoder.modalities == {
         "ms": 5,

@@ -14,7 +14,7 @@ from affine import Affine
 
 from eo_brew.data.loader import EODataLoader
 from eo_brew.data.modalities import read_ground
-from eo_brew.data.patches import PatchDataset
+from eo_brew.data.samples import WindowDataset
 from eo_brew.scenes.files import band_files
 from eo_brew.scenes.open import (
     open_raster,
@@ -525,7 +525,7 @@ def test_threads_of_the_next_epoch_find_what_is_open(monkeypatch):
     monkeypatch.setattr(reading, "_open", lambda s: opened.append(s) or real(s))
     scene = open_scene(sample_scene("olinda") / "L7_ETMs.tif", "landsat7_dn")
     dl = EODataLoader(
-        PatchDataset(scene, window_index(scene, 64), in_memory=False), bs=4, threads=2
+        WindowDataset(scene, window_index(scene, 64), in_memory=False), bs=4, threads=2
     )
     for _ in range(3):
         assert sum(len(b["index"]) for (b,) in dl) == len(dl.dataset)
@@ -610,7 +610,7 @@ def save_like(path, v):
 
 
 def test_labels_are_never_interpolated():
-    from eo_brew.data.patches import open_labels
+    from eo_brew.data.samples import open_labels
 
     y, _ = read_window(open_labels(sample_labels()), (0, 0, 768, 768), size=300)
     assert set(np.unique(y[np.isfinite(y)])) <= set(range(8))

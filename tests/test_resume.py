@@ -438,7 +438,7 @@ def test_a_tile_damaged_in_the_middle_of_an_epoch(tmp_path):
     with pytest.warns(UserWarning, match="could not be read and were skipped.*tile1.tif"):
         learn = train(tmp_path / "c", 3, cbs=[bad], on_error="skip", max_lost=0.5, **data)
     assert len(learn.recorder.losses) > 8 and {
-        Path(f).name for f, _ in learn.dls.train_ds.tally.report()
+        Path(f).name for f, _ in learn.dls.train_ds.lost_windows.report()
     } == {"tile1.tif"}
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from eo_brew.models.encoder import create_encoder
 from eo_brew.scenes.open import open_raster, open_scene, read_window, sample_scene, write_raster
 from eo_brew.scenes.scene import Mask
-from eo_brew.maps.predict import Job, predict_raster
+from eo_brew.maps.predict import MapJob, predict_raster
 from eo_brew.core.sensors import get_sensor
 from eo_brew.maps.sweep import ProbeMap, Sweep
 
@@ -277,7 +277,7 @@ def test_a_block_killed_half_written_is_not_there(tmp_path):
         scene_file(tmp_path / "s.tif", 300, 300),
         dict(kind="values", size=64, block=100, progress=False),
     )
-    job = Job(
+    job = MapJob(
         Sweep(conv_model(), opened(path), kind="values", size=64),
         tmp_path / ".o.tif.parts",
         block=100,
@@ -367,7 +367,7 @@ def test_another_model_does_not_continue_a_job(tmp_path, other):
         return lambda b: b["ms"][:, i : i + 1] if len(b["ms"]) else None
 
     kw = dict(size=64, block=100, progress=False)
-    job = Job(Sweep(model(0), opened(path), size=64), tmp_path / ".o.tif.parts", block=100)
+    job = MapJob(Sweep(model(0), opened(path), size=64), tmp_path / ".o.tif.parts", block=100)
     for b in job.missing():
         job.run(b)  # stopped when all blocks were there
     f = predict_raster(model(1), opened(path), tmp_path / "o.tif", **kw)
@@ -397,9 +397,11 @@ def test_a_scene_read_otherwise_does_not_continue_a_job(tmp_path, change):
     )[change]
 
     def missing(s):
-        return len(Job(Sweep(conv_model(), s, kind="values", size=64), folder, block=100).missing())
+        return len(
+            MapJob(Sweep(conv_model(), s, kind="values", size=64), folder, block=100).missing()
+        )
 
-    job = Job(Sweep(conv_model(), scene, kind="values", size=64), folder, block=100)
+    job = MapJob(Sweep(conv_model(), scene, kind="values", size=64), folder, block=100)
     job.run(job.blocks[0])
     assert missing(scene) == len(job.blocks) - 1
     assert missing(replace(scene, **{"mask" if change == "bits" else change: other})) == len(
@@ -408,8 +410,8 @@ def test_a_scene_read_otherwise_does_not_continue_a_job(tmp_path, change):
 
 
 def test_nodata_is_filled_as_in_training(tmp_path):
-    "A window of the sweep is the patch that `PatchDataset` makes of it: heights with the window's median, bands with the encoder's mean."
-    from eo_brew.data.patches import PatchDataset
+    "A window of the sweep is the patch that `WindowDataset` makes of it: heights with the window's median, bands with the encoder's mean."
+    from eo_brew.data.samples import WindowDataset
     from eo_brew.scenes.windows import window_index
 
     rng = np.random.default_rng(0)
@@ -442,7 +444,7 @@ def test_nodata_is_filled_as_in_training(tmp_path):
         sweep = Sweep(enc, at, size=64, overlap=32, bs=1, any_gsd=True)
         sweep.fn = lambda b: seen.append(b[m]) or enc(b[m], m).as_map()
         sweep.region(0, 0, *sweep.shape)
-        patches = PatchDataset(at, window_index(at, 64, 32), sensor, name=m)
+        patches = WindowDataset(at, window_index(at, 64, 32), sensor, name=m)
         assert len(seen) == len(patches) and all(
             torch.equal(x[0], p[m]) for x, (p,) in zip(seen, patches)
         )

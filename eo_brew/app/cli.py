@@ -463,11 +463,11 @@ def _named(files):
 
 def _on_rgb(args, sensor):
     "A timm model that sees the red, green and blue of the scene, and its layers."
-    from eo_brew.probes.compare import OnRGB
+    from eo_brew.probes.compare import RGBEncoder
     from eo_brew.models.teachers import create_teacher
 
     vfm = create_teacher(args.rgb, args.rgb_checkpoint)
-    return OnRGB(vfm, sensor), dict(layers=vfm.layer_ids)
+    return RGBEncoder(vfm, sensor), dict(layers=vfm.layer_ids)
 
 
 def run_probe(
@@ -479,7 +479,7 @@ def run_probe(
     from eo_brew.methods.deo import distill_layers
     from eo_brew.scenes.open import open_raster
     from eo_brew.maps.predict import open_for
-    from eo_brew.maps.sweep import check_values
+    from eo_brew.maps.sweep import check_units
 
     out, encoders = Path(args.out), _named(args.encoders)
     if (out / "table.csv").exists() and not args.overwrite:
@@ -490,7 +490,7 @@ def run_probe(
     modality = args.modality or next(iter(first.modalities))
     scene = open_for(args.data, first, modality, **_scene_options(args))
     if first.sensors.get(modality):
-        check_values(scene, first.sensors[modality])
+        check_units(scene, first.sensors[modality])
     kw = lambda e: dict(modality=modality, layers=tuple(args.layers or distill_layers(e)))
     rows = {n: (e, kw(e)) for n, e in encoders.items()} | {
         "random encoder": (random_copy(first), kw(first))

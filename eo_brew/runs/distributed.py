@@ -141,7 +141,7 @@ class DistributedCallback(Callback):
 
 def _check_equal(dl):
     "Processes that disagree about the data would wait for each other for ever."
-    if getattr(getattr(dl.dataset, "tally", None), "on_error", "") == "skip":
+    if getattr(getattr(dl.dataset, "lost_windows", None), "on_error", "") == "skip":
         raise ValueError(
             "on_error='skip' shortens the batches of one process only, and the others would wait for it: with several processes use on_error='raise', and repair or remove what is named"
         )
