@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from masks import looped
 from record import record
 
-from eo_brew.train.callbacks import adamw, decay_groups
+from eo_brew.train.optim import adamw, decay_groups
 from eo_brew.models.encoder import create_encoder
 from eo_brew.views.masking import cross_modal_masks, grey_levels, info_mask, info_scores
 from eo_brew.methods.mssdf import MSSDFLoss, MSSDFModel
@@ -54,7 +54,7 @@ class Batched:
         view = {
             **batch,
             **{f"{m}_mask": x for m, x in masks.items()},
-            **{f"{m}_seen": torch.ones_like(x) for m, x in masks.items()},
+            **{f"{m}_patch_valid": torch.ones_like(x) for m, x in masks.items()},
         }
         with torch.autocast(batch["ms"].device.type, torch.bfloat16, enabled=self.bf16):
             target = targets(model, batch, masks)

@@ -39,7 +39,7 @@ from eo_brew.probes.scene_probe import (
     scene_windows,
     stripe_columns,
 )
-from eo_brew.train.targets import cached_strides
+from eo_brew.train.cache import cached_strides
 from eo_brew.models.teachers import VFMTeacher, efficientnet_lite_teacher
 from eo_brew.views.multicrop import MultiCrop
 

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from eo_brew.losses.coding_rate import SimDINOLoss, coding_rate, cross_view_cosine, sum_processes
+from eo_brew.core.processes import sum_processes
+from eo_brew.losses.coding_rate import SimDINOLoss, coding_rate, cross_view_cosine
 from processes import on_two
 
 

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from eo_brew.models.decoders import FusionDecoder, KeyBlocks, TokenDecoder, places_seen, true_first
+from eo_brew.models.decoders import (
+    FusionDecoder,
+    KeyBlocks,
+    TokenDecoder,
+    visible_places,
+    true_places,
+)
 from eo_brew.models.encoder import Tokens
 from eo_brew.views.masking import cross_modal_masks, random_mask
 
@@ -171,8 +177,8 @@ def test_any_grid_has_its_positions():
 
 def test_slots_hold_what_is_seen():
     tokens, masks, valid = case()
-    seen = places_seen(masks, valid)
-    places, real = true_first(seen, 9)
+    seen = visible_places(masks, valid)
+    places, real = true_places(seen, 9)
     for i in range(B):
         assert places[i, real[i]].tolist() == seen[i].nonzero()[:, 0].tolist()
 
@@ -183,7 +189,7 @@ def test_slots_hold_what_is_seen():
         (lambda: KeyBlocks(30, 1, 3), "multiple of 4"),
         (lambda: KeyBlocks(32, 1, 3), "heads=3"),
         (
-            lambda: places_seen({"a": torch.ones(1, 4).bool(), "b": torch.ones(1, 9).bool()}),
+            lambda: visible_places({"a": torch.ones(1, 4).bool(), "b": torch.ones(1, 9).bool()}),
             "same patch grid",
         ),
     ],

@@ -8,7 +8,7 @@ from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from torch import nn
 
-from eo_brew.train.callbacks import EMACallback
+from eo_brew.train.optim import EMACallback
 from eo_brew.losses.coding_rate import coding_rate
 from eo_brew.data.dataloaders import eo_dataloaders
 from eo_brew.methods.deo import DEOLoss, DEOModel, deo_learner, distill_layers
@@ -463,7 +463,7 @@ def test_a_cache_folder_knows_weights_pixels_and_a_short_file(vfm, tmp_path):
 
 
 def test_tables_and_embeddings_do_not_decay():
-    from eo_brew.train.callbacks import decay_groups
+    from eo_brew.train.optim import decay_groups
 
     vit = create_encoder("vit_tiny_patch16_224", {"ms": 3, "rgb": 3}, modality_embed=True, **TINY)
     swin = create_encoder(

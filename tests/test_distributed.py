@@ -15,7 +15,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from torch.nn.parallel import DistributedDataParallel
 
-from eo_brew.train.callbacks import StepLog
+from eo_brew.train.log import StepLog
 from eo_brew.runs.checkpoints import CheckpointCallback, list_checkpoints
 from eo_brew.data.dataloaders import eo_dataloaders
 from eo_brew.methods.deo import DEOLoss, DEOModel, deo_learner
@@ -106,7 +106,7 @@ def mssdf_batch(mine):
     )
     view = {m: torch.randn(B, c, 24, 24) for m, c in names.items()}
     view |= {f"{m}_mask": random_mask(B, N, 0.6) for m in names} | {
-        f"{m}_seen": torch.rand(B, N) > 0.2 * (m == "ms") for m in names
+        f"{m}_patch_valid": torch.rand(B, N) > 0.2 * (m == "ms") for m in names
     }
     view = {k: mine(v) for k, v in view.items()}
     tokens = {m: mine(torch.randn(B, N, model.encoder.width)) for m in names}
@@ -117,7 +117,7 @@ def mssdf_batch(mine):
         {
             "tokens": tokens,
             "masks": {m: view[f"{m}_mask"] for m in names},
-            "valid": {m: view[f"{m}_seen"] for m in names},
+            "valid": {m: view[f"{m}_patch_valid"] for m in names},
         },
     )
 

@@ -102,7 +102,7 @@ def test_a_missing_key_is_named():
 
 def test_what_was_seen_goes_into_checkpoints(tmp_path):
     "Looks, alarms and probes of the part before are there after a resume, and none is made for epochs passed over."
-    from eo_brew.train.callbacks import adamw
+    from eo_brew.train.optim import adamw
     from eo_brew.runs.checkpoints import CheckpointCallback
 
     def run(epochs, stop=None):
@@ -201,7 +201,7 @@ def test_periodic_probe_keeps_training_flags():
 def watched(folder, *cbs):
     "Two epochs of DEO, tiny, with a log every three steps, as a user writes it."
     from fastai.torch_core import set_seed
-    from eo_brew.train.callbacks import StepLog
+    from eo_brew.train.log import StepLog
     from eo_brew.data.dataloaders import eo_dataloaders
     from eo_brew.methods.deo import deo_learner
     from eo_brew.scenes.open import sample_scene

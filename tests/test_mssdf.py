@@ -11,7 +11,7 @@ from fastai.torch_core import set_seed
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eo_brew.train.callbacks import StepLog
+from eo_brew.train.log import StepLog
 from eo_brew.runs.checkpoints import CheckpointCallback
 from eo_brew.models.encoder import create_encoder
 from eo_brew.data.loader import EODataLoader
@@ -315,12 +315,12 @@ def test_nodata_never_counts(olinda):
 
     model, ((view,), whole), target = first_batch(olinda, void)
     assert (
-        not view["ms_seen"][:, :12].any()
+        not view["ms_patch_valid"][:, :12].any()
         and (view["ms_mask"].sum(1) == 12).all()
         and view["ms_mask"][:, :12].all()
     )
-    view["ms_seen"][:, 12:14] = False  # and some of the visible ones
-    spoilt = {**whole, "ms": torch.where(view["ms_seen"][..., None], whole["ms"], 1e3)}
+    view["ms_patch_valid"][:, 12:14] = False  # and some of the visible ones
+    spoilt = {**whole, "ms": torch.where(view["ms_patch_valid"][..., None], whole["ms"], 1e3)}
     crit = MSSDFLoss()
     loss = lambda whole: crit(model([view], whole), {**target, "tokens": whole})
     model.eval()

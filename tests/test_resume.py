@@ -18,7 +18,7 @@ from affine import Affine
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 
-from eo_brew.train.callbacks import StepLog
+from eo_brew.train.log import StepLog
 from eo_brew.runs.checkpoints import CheckpointCallback, list_checkpoints, newest_checkpoint
 from eo_brew.data.dataloaders import eo_dataloaders
 from eo_brew.methods.deo import deo_learner

@@ -13,7 +13,8 @@ from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 
-from eo_brew.train.callbacks import StepLog, adamw
+from eo_brew.train.log import StepLog
+from eo_brew.train.optim import adamw
 from eo_brew.runs.checkpoints import CheckpointCallback
 from eo_brew.data.dataloaders import eo_dataloaders
 from eo_brew.methods.deo import deo_learner

@@ -273,7 +273,7 @@ COMMANDS["info"] = add_info
 def _load(args):
     "Encoder, modality and layers of a command."
     from eo_brew.weights.export import from_pretrained
-    from eo_brew.core.sensors import check_name
+    from eo_brew.core.checks import check_name
 
     encoder = from_pretrained(args.encoder)
     modality = check_name(

@@ -20,7 +20,7 @@ from fastai.callback.core import Callback, CancelTrainException
 from fastai.torch_core import set_seed
 from fastai.learner import Learner
 
-from ..train.callbacks import StepLog
+from ..train.log import StepLog
 from ..runs.checkpoints import list_checkpoints
 from ..data.dataloaders import eo_dataloaders
 from ..methods.deo import deo_learner, distill_layers
@@ -28,10 +28,11 @@ from ..models.encoder import create_encoder
 from ..methods.mssdf import mssdf_learner
 from ..scenes.open import open_raster, sample_labels, sample_scene
 from ..probes.scene_probe import scene_probe
-from ..core.sensors import check_name, get_sensor
+from ..core.checks import check_name
+from ..core.sensors import get_sensor
 from ..core.show import show_labels, show_pca, show_rgb
 from ..models.teachers import efficientnet_lite_teacher
-from ..train.targets import cached_strides
+from ..train.cache import cached_strides
 from ..views.multicrop import MultiCrop
 from ..weights.save import save_encoder
 from ..scenes.windows import stripe_split

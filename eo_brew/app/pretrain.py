@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from fastai.torch_core import rank_distrib, set_seed
 
-from ..train.callbacks import StepLog
+from ..train.log import StepLog
 from ..runs.checkpoints import CheckpointCallback
 from ..data.dataloaders import eo_dataloaders
 from ..methods.deo import deo_learner
@@ -22,7 +22,8 @@ from ..runs.faults import StopOnNaN, StopOnSignal
 from ..runs.monitors import LoaderWait
 from ..methods.mssdf import mssdf_learner
 from .demo import new_folder
-from ..core.sensors import check_name, get_sensor, list_sensors
+from ..core.checks import check_name
+from ..core.sensors import get_sensor, list_sensors
 from ..models.teachers import create_teacher
 from ..weights.save import save_encoder
 

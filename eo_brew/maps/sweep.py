@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from ..models.encoder import Encoder
 from ..data.samples import fill_invalid
 from ..scenes.open import Scene, open_scene, read_window
-from ..core.sensors import Sensor, check_name, get_sensor
+from ..core.checks import check_name
+from ..core.sensors import Sensor, get_sensor
 from ..weights.save import find_encoder
 
 # %% ../../nbs/maps/00_sweep.ipynb #f70da1ba

@@ -23,7 +23,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 from torch import Tensor
 
-from ..core.sensors import check_name
+from ..core.checks import check_name
 
 # %% ../../nbs/maps/01_write.ipynb #187fb8eb
 _NODATA = dict(uint8=255, int8=-128, int16=-32768, float32=float("nan"), float16=float("nan"))

@@ -12,29 +12,17 @@ from fastai.learner import Learner
 from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 
-from eo_brew.train.callbacks import (
-    ClipPerTensor,
-    EMACallback,
-    LazyLoss,
-    LossPart,
-    ScheduleCallback,
-    adamw,
-    decay_groups,
-)
+from ..train.log import LazyLoss, LossPart
+from ..train.optim import ClipPerTensor, EMACallback, ScheduleCallback, adamw, decay_groups
 from ..losses.coding_rate import SimDINOLoss, cross_view_cosine
 from ..models.encoder import ProjectionHead, create_encoder
 from ..losses.distill import cls_distill_loss, map_distill_loss
 from ..runs.monitors import CollapseMonitor
 from ..core.show import show_views as _draw_views
 from ..core.sensors import with_rgb
-from eo_brew.train.targets import (
-    CacheVFM,
-    EMATargets,
-    TargetNorm,
-    VFMTargets,
-    ViewsCallback,
-    cached_strides,
-)
+from ..train.cache import CacheVFM, cached_strides
+from ..train.inputs import ViewsCallback
+from ..train.targets import EMATargets, TargetNorm, VFMTargets
 from ..models.teachers import EMATeacher, create_teacher, default_layers
 from ..views.multicrop import MultiCrop
 

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .backbones import check_arch, create_backbone, inflate_kernel, pad_windows_first
-from ..core.sensors import Sensor, SensorNormalize, check_name, get_sensor, nearest
+from ..core.checks import check_name, nearest
+from ..core.sensors import Sensor, SensorNormalize, get_sensor
 
 # %% ../../nbs/models/01_encoder.ipynb #99bf6992
 @dataclass

@@ -16,7 +16,8 @@ from ..models.encoder import Encoder, create_encoder
 from .probes import knn_probe, linear_probe
 from .protocols import draw_labels
 from .scene_probe import RawCells, pixel_forest, scene_probe
-from ..core.sensors import check_name, get_sensor, rgb_from
+from ..core.checks import check_name
+from ..core.sensors import get_sensor, rgb_from
 
 # %% ../../nbs/probes/03_compare.ipynb #bdecb49e
 def _scores(r):

@@ -21,7 +21,7 @@ from fastai.learner import Learner, SkipToEpoch
 from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import noop, patch
 
-from ..train.callbacks import unwrap
+from ..core.processes import unwrap_model
 from .states import CheckpointError, read_checkpoint, write_checkpoint
 
 # %% ../../nbs/runs/02_checkpoints.ipynb #792360b7
@@ -175,7 +175,7 @@ def state(
     where = {k: getattr(learn, k) for k in ("epoch", "n_epoch", "train_iter", "pct_train")}
     return {
         "where": where | self.data | {"taken": self.taken},
-        "model": unwrap(learn.model).state_dict(),
+        "model": unwrap_model(learn.model).state_dict(),
         "opt": opt.state_dict()["state"],
         "rng": rng or rng_state(),
         "order": self.order_state,
@@ -242,7 +242,7 @@ class ResumeCallback(Callback):
     def before_fit(self):
         if not self.pending:
             return
-        where, model = self.state["where"], unwrap(self.model)
+        where, model = self.state["where"], unwrap_model(self.model)
         if self.n_epoch != where["n_epoch"]:
             raise CheckpointError(
                 f"fit({self.n_epoch}) would go on with a run of {where['n_epoch']} epochs: its schedules are half way through "

@@ -21,9 +21,9 @@ from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import noop
 from torch.nn.parallel import DistributedDataParallel
 
-from ..losses.coding_rate import n_processes
-from ..train.targets import ViewsCallback
-from ..models.teachers import unwrap
+from ..core.processes import n_processes
+from ..train.inputs import ViewsCallback
+from ..core.processes import unwrap_model
 
 # %% ../../nbs/runs/04_distributed.ipynb #3920982e
 def shares(
@@ -135,7 +135,7 @@ class DistributedCallback(Callback):
                 cb.generator.manual_seed(number)
 
     def after_fit(self):
-        self.learn.model = unwrap(self.model)
+        self.learn.model = unwrap_model(self.model)
         self.loader.undo()
 
 

@@ -23,11 +23,12 @@ from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib
 
-from ..train.callbacks import StepLog, unwrap
+from ..core.processes import unwrap_model
+from ..train.log import StepLog
 from .checkpoints import CheckpointCallback, ResumeCallback, rng_state, set_rng_state
 from .faults import StopOnSignal
 from .monitors import CollapseMonitor, PeriodicProbe
-from ..train.targets import ViewsCallback
+from ..train.inputs import ViewsCallback
 
 # %% ../../nbs/runs/05_dry_run.ipynb #b3306228
 def largest(
@@ -198,7 +199,7 @@ class _Inside(Callback):
 @contextmanager
 def _untouched(learn):
     "Put weights, optimizer, random numbers and order back."
-    model, dl = unwrap(learn.model), learn.dls.train
+    model, dl = unwrap_model(learn.model), learn.dls.train
     weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
     kept = learn.opt
     rng = rng_state()
@@ -331,7 +332,7 @@ def compile_blocks(
     **kwargs,  # to `torch.compile`
 ) -> int:  # how many blocks
     "Compile the trunk's blocks of student and EMA teacher in place; weights and their names stay as they are."
-    trunks = [m.trunk for m in unwrap(model).modules() if hasattr(m, "trunk")]
+    trunks = [m.trunk for m in unwrap_model(model).modules() if hasattr(m, "trunk")]
     blocks = [
         b
         for t in trunks

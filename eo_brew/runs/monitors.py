@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException
 from fastai.torch_core import maybe_gather
-from ..train.callbacks import log_values, unwrap
+from ..core.processes import unwrap_model
+from ..train.log import log_values
 from ..core.show import token_pca
 
 # %% ../../nbs/runs/00_monitors.ipynb #d7de4874
@@ -212,7 +213,7 @@ class PeriodicProbe(Callback):
         self.images = [tuple(i) for i in state["images"]]
 
     def _look(self, epoch):
-        model = unwrap(self.learn.model)
+        model = unwrap_model(self.learn.model)
         enc = getattr(model, "encoder", model)
         with _evaluating(enc):
             out = enc(self.x.to(next(enc.parameters()).device), self.modality)

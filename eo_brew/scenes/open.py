@@ -43,7 +43,8 @@ from eo_brew.scenes.scene import (
     handles,
     read_window,
 )
-from ..core.sensors import Sensor, get_sensor, nearest, rgb_from
+from ..core.checks import nearest
+from ..core.sensors import Sensor, get_sensor, rgb_from
 
 # %% ../../nbs/scenes/03_open.ipynb #66732141
 _SAMPLES = Path(str(package_files("eo_brew"))) / "samples"

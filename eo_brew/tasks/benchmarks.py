@@ -20,7 +20,7 @@ from ..data.datasets import GeoBenchData, RasterPairs, Tiles, TorchGeoData, data
 from ..probes.probes import encode, linear_probe
 from ..probes.protocols import multilabel_probe
 from .metrics import ConfusionScore, mean_iou
-from ..core.sensors import check_name
+from ..core.checks import check_name
 from .learners import change_learner, height_learner, segmentation_learner
 
 # %% ../../nbs/tasks/03_benchmarks.ipynb #a3ac2480

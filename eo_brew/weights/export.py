@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.encoder import Encoder, create_encoder
-from ..core.sensors import check_name
+from ..core.checks import check_name
 from eo_brew.weights.save import (
     describe_encoder,
     find_encoder,

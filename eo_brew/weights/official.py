@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..models.backbones import check_fit, read_state
 from ..models.encoder import Encoder, create_encoder
-from ..core.sensors import Sensor, check_name, get_sensor
+from ..core.checks import check_name
+from ..core.sensors import Sensor, get_sensor
 
 # %% ../../nbs/weights/01_official.ipynb #60c57930
 _WRAPPERS = ("module.", "_orig_mod.", "backbone.")
