@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -93,6 +95,26 @@ def undocumented(f, src):  # names of the arguments of a function that no commen
         ):
             missing.append(x.arg)
     return missing
+
+
+def test_ruff_finds_nothing():
+    "Format, width (120) and plain mistakes, in notebooks too: `ruff format` and `ruff check` as pyproject.toml says."
+    for command in (["format", "--check"], ["check"]):
+        r = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--no-cache", str(ROOT)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert r.returncode == 0, r.stdout[-3000:] + r.stderr[-1000:]
+
+
+@pytest.mark.parametrize("exported_cells", [True, False], ids=["exported", "shown"])
+def test_lines_are_read_at_once(exported_cells):
+    "Nine lines of ten have at most 90 characters."
+    cells = [src for nb in MODULES for _, src in code_cells(nb) if is_export(src) == exported_cells]
+    widths = sorted(len(line) for src in cells for line in src.splitlines() if line.strip())
+    assert widths[len(widths) * 9 // 10] <= 90 and widths[-1] <= 120
 
 
 @modules
