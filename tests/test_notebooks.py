@@ -5,6 +5,8 @@ nbdev's own runner executes them, so `#| eval: false` and the flags `slow`, `cud
 
 import io
 import os
+import re
+import sys
 import multiprocessing as mp
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
@@ -12,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from project import ROOT, nb_id, notebooks
+from project import ROOT, directives, nb_id, notebooks
 
+# a comment in a cell whose output no two runs share: times, downloads, addresses
+VARIES = "# varies:"
 PRELOAD = [
     "torch",
     "timm",
@@ -26,20 +30,82 @@ PRELOAD = [
 ]
 
 
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?")
+CLOCK = re.compile(r"\b\d+:\d\d(?::\d\d)?\b")  # durations in fastai's tables
+
+
+def texts(cell):  # what a cell says, in words: pictures and progress bars aside
+    found = []
+    for o in cell.get("outputs", []):
+        if o["output_type"] == "stream" and o["name"] == "stdout":
+            found.append("".join(o["text"]))
+        data = o.get("data", {})
+        kind = next((k for k in ("text/markdown", "text/html", "text/plain") if k in data), None)
+        if kind and "image/png" not in data:
+            found.append("".join(data[kind]))
+    text = re.sub(r"\s+", " ", CLOCK.sub("", "".join(found))).strip()
+    return "" if "<progress" in text else text
+
+
+def differs(
+    old: str,  # stored text of an output
+    new: str,  # of a fresh run
+    tolerance: float = 0.05,  # of numbers: processors round differently, and training adds that up
+) -> bool:
+    "Other words, or numbers further apart than `tolerance` (relative, and absolute below 1)."
+    if NUMBER.sub("#", old) != NUMBER.sub("#", new):
+        return True
+    pairs = zip(NUMBER.findall(old), NUMBER.findall(new))
+    return any(abs(float(a) - float(b)) > tolerance * max(1, abs(float(a))) for a, b in pairs)
+
+
+def skipped(
+    source: str,  # of a cell
+    flags: list,  # flags whose cells are skipped
+) -> bool:
+    "Whether nbdev's runner would pass over a cell."
+    said = directives(source)
+    return (
+        "nbdev_export()" in source or said.get("eval") == "false" or bool(said.keys() & set(flags))
+    )
+
+
 def run(
     nb: Path,  # notebook
     flags: list,  # flags whose cells are skipped
-) -> str:  # what went wrong; empty when nothing did
-    "Run a notebook with nbdev's runner (in a process of its own)."
-    os.environ.update(MPLBACKEND="Agg", OMP_NUM_THREADS="1")
+) -> (
+    tuple
+):  # what went wrong, empty when nothing did; cells whose stored text is not that of this run
+    "Run a notebook (in a process of its own) and compare what it says with what it has stored."
+    os.environ.update(MPLBACKEND="Agg", OMP_NUM_THREADS="1", IN_TEST="1")
+    sys.path.insert(0, str(ROOT))
     import torch
-    from nbdev.test import test_nb
+    from execnb.nbio import read_nb
+    from execnb.shell import CaptureShell
 
     torch.set_num_threads(1)
+    stored, fresh = read_nb(nb), read_nb(nb)
+    shell = CaptureShell(nb)
+    os.chdir(nb.parent)
     err = io.StringIO()
     with redirect_stderr(err):
-        ok, _ = test_nb(nb, skip_flags=flags, basepath=ROOT)
-    return "" if ok else err.getvalue() or f"{nb} failed without a message"
+        try:
+            shell.run_all(
+                fresh,
+                exc_stop=True,
+                preproc=lambda c: c.cell_type != "code" or skipped(c.source, flags),
+            )
+        except Exception:
+            return shell.prettytb(fname=nb) or f"{nb} failed without a message", []
+    stale = []
+    for i, (old, new) in enumerate(zip(stored.cells, fresh.cells)):
+        if old.cell_type != "code" or skipped(old.source, flags) or VARIES in old.source:
+            continue
+        if differs(texts(old), texts(new)):
+            stale.append(
+                f"cell {i} says now\n{texts(new)[:600]}\nand has stored\n{texts(old)[:600]}"
+            )
+    return "", stale
 
 
 def answer(pipe, nb, flags):
@@ -55,10 +121,10 @@ def run_alone(nb: Path, flags: list, timeout: float = 900) -> str:
     p.start()
     there.close()
     try:
-        return here.recv() if here.poll(timeout) else f"{nb} took more than {timeout} s"
+        return here.recv() if here.poll(timeout) else (f"{nb} took more than {timeout} s", [])
     except EOFError:
         p.join()
-        return f"{nb}: its process ended with {p.exitcode}"
+        return f"{nb}: its process ended with {p.exitcode}", []
     finally:
         p.kill()
         p.join()
@@ -71,6 +137,10 @@ def pool():
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         yield pool
         pool.shutdown(cancel_futures=True)
+
+
+def params(item):  # of a test
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +156,9 @@ def results(request, pool):
     }
     flags = [f for f, skip in off.items() if skip]
     wanted = [
-        i.callspec.params["nb"]
+        params(i)["nb"]
         for i in request.session.items
-        if i.module is request.module and hasattr(i, "callspec")
+        if i.module is request.module and "nb" in params(i)
     ]
     return {
         nb: pool.submit(run_alone, nb, flags)
@@ -98,8 +168,29 @@ def results(request, pool):
 
 @pytest.mark.parametrize("nb", notebooks(), ids=nb_id)
 def test_notebook_runs(nb, results):
-    err = results[nb].result()
+    err, _ = results[nb].result()
     assert not err, err
+
+
+@pytest.mark.parametrize("nb", notebooks(), ids=nb_id)
+def test_notebook_says_what_it_has_stored(nb, results):
+    "Stored text outputs and tables equal those of a fresh run; cells that measure say so with `VARIES`."
+    _, stale = results[nb].result()
+    assert not stale, "run the notebook anew and store it:\n" + "\n\n".join(stale)
+
+
+@pytest.mark.parametrize(
+    "old,new,other",
+    [
+        ("loss 0.50", "loss 0.52", False),
+        ("loss 0.50", "loss 0.60", True),
+        ("(10, 64)", "(10, 128)", True),
+        ("a 1", "b 1", True),
+        ("1200 rows", "1201 rows", False),
+    ],
+)
+def test_stale_outputs_are_seen(old, new, other):
+    assert differs(old, new) == other
 
 
 def test_a_failing_cell_is_seen(tmp_path):
@@ -108,7 +199,7 @@ def test_a_failing_cell_is_seen(tmp_path):
 
     def nb(*srcs):
         write_nb(new_nb([mk_cell(s) for s in srcs]), tmp_path / "x.ipynb")
-        return run_alone(tmp_path / "x.ipynb", ["slow"])
+        return run_alone(tmp_path / "x.ipynb", ["slow"])[0]
 
     assert "AssertionError" in nb("assert 1 + 1 == 3")
     assert "ended with 3" in nb("import os; os._exit(3)")

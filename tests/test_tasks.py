@@ -1,5 +1,6 @@
 """Each task learner overfits ten samples, and its metric is that of an independent computation."""
 
+import fastai.callback.schedule  # noqa: F401  (adds `fit_one_cycle`)
 import numpy as np
 import pytest
 import torch

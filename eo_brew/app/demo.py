@@ -8,6 +8,7 @@ __all__ = ['S2_GROUND_BANDS', 'LAND_COLORS', 'SHORT_RUN', 'DEMOS', 'small_studen
            'write_report']
 
 # %% ../../nbs/app/00_demo.ipynb #f9c695cb
+import eo_brew.maps.predict  # noqa: F401  (adds `.eo.predict`)
 import json
 import math
 import time

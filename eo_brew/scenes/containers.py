@@ -241,6 +241,7 @@ def _layer_names(a, layout: str, path: str) -> list:  # path, number and date of
 
 def _georeference(src, a, layout: str, crs, path: str) -> tuple:  # transform, WKT
     "Where the array `a` lies, if it is an xarray data set that says so."
+    import rioxarray  # noqa: F401  (adds `.rio`)
 
     y, x = (a.dims[layout.index(k)] if isinstance(a, xr.DataArray) else None for k in "yx")
     if y in getattr(a, "coords", ()) and x in a.coords:

@@ -6,6 +6,7 @@
 __all__ = ['sample_scene', 'sample_labels', 'open_scene', 'open_scenes', 'open_raster', 'EOAccessor', 'write_raster']
 
 # %% ../../nbs/scenes/03_open.ipynb #10cbf17e
+import rioxarray  # noqa: F401  (adds `.rio`)
 import os
 import warnings
 from dataclasses import replace
