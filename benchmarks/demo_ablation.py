@@ -1,9 +1,11 @@
 """What each option of the demo brings: the table of the tutorial "DEO on one scene".
 
-    python benchmarks/demo_ablation.py [--out nbs/tutorials/demo_ablation.csv] [--steps 240] [--seeds 0 1 2] [--runs shipped ...] [--threads 2]
+    python benchmarks/demo_ablation.py [--out nbs/tutorials/demo_ablation.csv] [--steps 240] [--seeds 0 1 2] \\
+        [--runs shipped ...] [--threads 2]
 
-One line a run: options, seed, and the linear probe (macro-F1, accuracy) of the frozen tokens on columns never trained on, before
-and after training. Runs that OUT holds already are kept, so an interrupted table is finished by the same command.
+One line a run: options, seed, and the linear probe (macro-F1, accuracy) of the frozen tokens on
+columns never trained on, before and after training. Runs that OUT holds already are kept, so an
+interrupted table is finished by the same command.
 """
 
 import argparse

@@ -1,10 +1,14 @@
-"""Images/s of a DEO training step: eo_brew's learner against a plain transcription of the released schedule, in one run.
+"""Images/s of a DEO training step: eo_brew's learner against a plain transcription of the released
+schedule, in one run.
 
-The plain version does what DEO-FM's training loop does, written out anew: one pass per modality and view size (four a
-step), torch's ordinary AdamW, a Python loop for the moving average and one for the clipping, per-sample views on the
-CPU. Both have the same student, heads, teachers, losses and crops. The order of the two alternates; medians are printed.
+The plain version does what DEO-FM's training loop does, written out anew: one pass per modality
+and view size (four a step), torch's ordinary AdamW, a Python loop for the moving average and one
+for the clipping, per-sample views on the CPU. Both have the same student, heads, teachers,
+losses and crops. The order of the two alternates; medians are printed.
 
-    python benchmarks/deo_step.py [--arch vit_tiny_patch16_224] [--bs 4] [--repeats 5] [--device cuda] [--bf16] [--compile] [--profile] [--save]
+    python benchmarks/deo_step.py [--arch vit_tiny_patch16_224] [--bs 4] [--repeats 5] \\
+        [--device cuda] [--bf16] [--compile] \\
+        [--profile] [--save]
 """
 
 import argparse
@@ -200,7 +204,9 @@ def main():
             f"{k:8s} {v * 1e3:8.0f} ms a step   {args.bs / v:7.2f} images/s   {cpu[k] * 1e3:8.0f} ms of CPU time"
         )
     print(
-        f"ratio    {wall['plain'] / wall['eo_brew']:.2f}x, of CPU time {cpu['plain'] / cpu['eo_brew']:.2f}x   ({args.arch}, 2x224 + 10x96, batch {args.bs}, {args.device}, {torch.get_num_threads()} threads, medians of {args.repeats})"
+        f"ratio    {wall['plain'] / wall['eo_brew']:.2f}x, "
+        f"of CPU time {cpu['plain'] / cpu['eo_brew']:.2f}x   ({args.arch}, 2x224 + 10x96, "
+        f"batch {args.bs}, {args.device}, {torch.get_num_threads()} threads, medians of {args.repeats})"
     )
     if args.save:
         record(

@@ -1,15 +1,19 @@
 """Loader throughput against bare rasterio and torchgeo, and memory on a huge COG.
 
-    python benchmarks/loader.py [--windows 1600] [--workers 2] [--cache 64] [--compress deflate] [--huge] [--out FILE.json] [--save]
+    python benchmarks/loader.py [--windows 1600] [--workers 2] [--cache 64] \\
+        [--compress deflate] [--huge] [--out FILE.json] \\
+        [--save]
 
-All read the same COGs (made from the shipped scene, tiled 4 x 4, 10 bands, uint16, blocks of 256). Bare
-rasterio reads the same windows in the same order, block reads with one open dataset a file, in as many processes as the
-loaders have workers, and returns the arrays as they are. eo_brew (threads, as `eo_dataloaders` does by itself, and processes)
-and torchgeo (processes) return float batches. Processes are timed from the first batch on, so their start and what they read
-ahead cost them nothing; threads from the start. GDAL keeps `--cache` MB of blocks a process, far less than the COGs hold, as with a
-folder larger than memory: so windows are decoded, not found in the cache. They run in turn, `--repeats` times, each time in a new process; the median counts.
-Seconds of processor time (all processes, start included) are given too: other load on the machine changes them less.
-torchgeo is left out when it is not installed.
+All read the same COGs (made from the shipped scene, tiled 4 x 4, 10 bands, uint16, blocks of
+256). Bare rasterio reads the same windows in the same order, block reads with one open dataset a
+file, in as many processes as the loaders have workers, and returns the arrays as they are.
+eo_brew (threads, as `eo_dataloaders` does by itself, and processes) and torchgeo (processes)
+return float batches. Processes are timed from the first batch on, so their start and what they
+read ahead cost them nothing; threads from the start. GDAL keeps `--cache` MB of blocks a
+process, far less than the COGs hold, as with a folder larger than memory: so windows are
+decoded, not found in the cache. They run in turn, `--repeats` times, each time in a new process;
+the median counts. Seconds of processor time (all processes, start included) are given too: other
+load on the machine changes them less. torchgeo is left out when it is not installed.
 """
 
 import argparse
@@ -165,7 +169,9 @@ def time_torchgeo(folder, scenes, windows, workers, bs=32):
 
 
 def huge_cog(path, side=20_000, bands=10):
-    "A COG of side x side x bands uint16: real pixels in every eighth block, the rest constant (8 GB of pixels in a small file)."
+    """A COG of side x side x bands uint16: real pixels in every eighth block, the rest constant (8
+    GB of pixels in a small file).
+    """
     x = (
         read_window(open_scene(sample_scene(), bands=BANDS[:bands]))[0]
         .astype("uint16")[:, :512, :512]
@@ -220,7 +226,8 @@ import os, resource, sys, torch
 from eo_brew.data.dataloaders import eo_dataloaders
 rss = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])//1024
 import fastai.callback.core
-dls = eo_dataloaders(sys.argv[1], 'sentinel2_l1c', bands=%r, size=256, bs=16, n=4000, valid_pct=0, offset=0, device='cpu', nodata=0, on_error='skip')
+options = dict(size=256, bs=16, n=4000, valid_pct=0, offset=0, device='cpu', nodata=0, on_error='skip')
+dls = eo_dataloaders(sys.argv[1], 'sentinel2_l1c', bands=%r, **options)
 next(iter(dls.train)); base = rss()
 n = 0
 for i, (b,) in enumerate(dls.train):
@@ -269,7 +276,7 @@ def main():
         )
         try:
             import torchgeo.datasets
-            import torchgeo.samplers  # before the clock runs
+            import torchgeo.samplers  # noqa: F401  (before the clock runs)
         except ImportError as e:
             print("torchgeo is left out:", e)
             del runs["torchgeo"]
@@ -298,7 +305,8 @@ def main():
                 record(
                     f"loader beside {other}",
                     "cpu",
-                    what=f"{a.size} x {a.size} x {len(BANDS)} windows of COGs ({a.compress}), beside {dict(bare='bare rasterio').get(other, other)}",
+                    what=f"{a.size} x {a.size} x {len(BANDS)} windows of COGs ({a.compress}), "
+                    f"beside {dict(bare='bare rasterio').get(other, other)}",
                     plain=out[other]["windows_per_s"],
                     ours=out["eo_brew"]["windows_per_s"],
                     unit="windows/s",

@@ -1,10 +1,12 @@
 """What a long run loses beside training: waiting for the loader, writing checkpoints.
 
-    python benchmarks/long_runs.py [--arch vit_tiny_patch16_224] [--bs 8] [--steps 12] [--workers 1] [--device cuda] [--save]
+    python benchmarks/long_runs.py [--arch vit_tiny_patch16_224] [--bs 8] [--steps 12] \\
+        [--workers 1] [--device cuda] [--save]
 
-Trains DEO on the shipped scene (2 x 224 + 10 x 96, EfficientNet-Lite2 as the optical teacher) and prints the share of the time
-that the loop waited for the loader, leaving the first two steps out. Then it writes checkpoints of that run, after a history of
-a million steps, and prints the time of one as a share of five minutes.
+Trains DEO on the shipped scene (2 x 224 + 10 x 96, EfficientNet-Lite2 as the optical teacher)
+and prints the share of the time that the loop waited for the loader, leaving the first two steps
+out. Then it writes checkpoints of that run, after a history of a million steps, and prints the
+time of one as a share of five minutes.
 """
 
 import argparse
@@ -102,7 +104,8 @@ def main():
         f"waiting for the loader   {wait:.2%} of the time of {a.steps} steps   (target: below 5%)"
     )
     print(
-        f"checkpoint               {one:.2f} s for {measure.size / 1e6:.0f} MB = {one / 300:.2%} of five minutes   (target: below 1%)"
+        f"checkpoint               {one:.2f} s for {measure.size / 1e6:.0f} MB = "
+        f"{one / 300:.2%} of five minutes   (target: below 1%)"
     )
     if a.save:
         record(

@@ -1,10 +1,12 @@
-"""Time of MSSDF's masks for a pair of images of 320 px, on one thread, beside a loop over samples and patches.
+"""Time of MSSDF's masks for a pair of images of 320 px, on one thread, beside a loop over samples
+and patches.
 
     python benchmarks/masks.py [--bs 16] [--size 320] [--bands 10] [--repeats 20] [--device cuda]
 
-Prints milliseconds a pair (RGB and multispectral: scores, two masks by information, the second completed from the first),
-median and in brackets the least of the repeats. On the CPU the time is that of the process, so that other programs on the
-machine do not count. On a GPU a second line says whether a call waits for the device.
+Prints milliseconds a pair (RGB and multispectral: scores, two masks by information, the second
+completed from the first), median and in brackets the least of the repeats. On the CPU the time
+is that of the process, so that other programs on the machine do not count. On a GPU a second
+line says whether a call waits for the device.
 """
 
 import argparse

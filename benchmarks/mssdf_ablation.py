@@ -1,10 +1,12 @@
-"""What the parts of MSSDF do on the shipped Sentinel-2 scene in a very short run: the table of the tutorial.
+"""What the parts of MSSDF do on the shipped Sentinel-2 scene in a very short run: the table of the
+tutorial.
 
     OMP_NUM_THREADS=1 python benchmarks/mssdf_ablation.py [OUT.csv] [--steps 300] [--seeds 0 1 2] [--variants MSSDF ...]
 
-One row a run: variant, seed, macro-F1 and accuracy of a linear probe of the frozen tokens (blocks 4 and 5) on columns never
-trained on, effective rank of the tokens, and of every loss part the mean of the first and the last ten steps. Runs that OUT
-has already are kept, so a stopped table goes on where it was; the rows are in the order of the runs.
+One row a run: variant, seed, macro-F1 and accuracy of a linear probe of the frozen tokens
+(blocks 4 and 5) on columns never trained on, effective rank of the tokens, and of every loss
+part the mean of the first and the last ten steps. Runs that OUT has already are kept, so a
+stopped table goes on where it was; the rows are in the order of the runs.
 """
 
 import argparse

@@ -1,10 +1,12 @@
-"""MSSDF on the shipped Olinda scene, Landsat bands, their colours and an elevation model, in a very short run.
+"""MSSDF on the shipped Olinda scene, Landsat bands, their colours and an elevation model, in a very
+short run.
 
     OMP_NUM_THREADS=1 python benchmarks/mssdf_olinda.py [OUT.csv] [--steps 300] [--seeds 0 1 2] [--variants MSSDF ...]
 
-One row a run: variant, seed, how much of the relief a linear probe reads from the frozen tokens of the colours alone (R2 of each
-patch's height above its window's median, on rows 176 to 263, never trained on), effective rank of the tokens, and of every loss
-part the mean of the first and the last ten steps. Runs that OUT has already are kept.
+One row a run: variant, seed, how much of the relief a linear probe reads from the frozen tokens
+of the colours alone (R2 of each patch's height above its window's median, on rows 176 to 263,
+never trained on), effective rank of the tokens, and of every loss part the mean of the first and
+the last ten steps. Runs that OUT has already are kept.
 """
 
 from pathlib import Path

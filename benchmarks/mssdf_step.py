@@ -1,15 +1,19 @@
 """Time of an MSSDF training step: eo_brew's batch against a loop over samples, in one run.
 
-The loop does what the released training step does, written out anew: masks sample by sample and patch by patch, one encoder
-pass a modality, both decoders sample by sample with sequences of their own lengths, torch's ordinary AdamW and a Python loop
-for the moving average. Both have the same student, teacher, decoders and losses. Their order alternates.
+The loop does what the released training step does, written out anew: masks sample by sample and
+patch by patch, one encoder pass a modality, both decoders sample by sample with sequences of
+their own lengths, torch's ordinary AdamW and a Python loop for the moving average. Both have the
+same student, teacher, decoders and losses. Their order alternates.
 
-    python benchmarks/mssdf_step.py [--arch vit_small_patch16_224] [--bs 16] [--size 160] [--repeats 3] [--threads 2] [--device cuda] [--bf16]
+    python benchmarks/mssdf_step.py [--arch vit_small_patch16_224] [--bs 16] [--size 160] \\
+        [--repeats 3] [--threads 2] [--device cuda] \\
+        [--bf16]
 
-Prints seconds a step, median and in brackets the least, and the ratio of the medians: by the clock on the wall, and on the CPU
-also in seconds of the process, all threads together, so that other programs on the machine do not count. On a CPU both do the
-same matrix products, four fifths of the step: there the ratio is little above 1. With --bf16 the batched step is autocast; on a GPU
-the loop too, on a CPU it stays in fp32, as the released code does there.
+Prints seconds a step, median and in brackets the least, and the ratio of the medians: by the
+clock on the wall, and on the CPU also in seconds of the process, all threads together, so that
+other programs on the machine do not count. On a CPU both do the same matrix products, four
+fifths of the step: there the ratio is little above 1. With --bf16 the batched step is autocast;
+on a GPU the loop too, on a CPU it stays in fp32, as the released code does there.
 """
 
 import argparse
@@ -198,7 +202,8 @@ def main():
     for c in clocks:
         loop, batched = (statistics.median(seconds[c, n]) for n in ("loop", "batched"))
         print(
-            f"{c}: batched {batched:.2f} s a step ({min(seconds[c, 'batched']):.2f}), loop {loop:.2f} ({min(seconds[c, 'loop']):.2f}), ratio {loop / batched:.2f}"
+            f"{c}: batched {batched:.2f} s a step ({min(seconds[c, 'batched']):.2f}), "
+            f"loop {loop:.2f} ({min(seconds[c, 'loop']):.2f}), ratio {loop / batched:.2f}"
         )
     if a.save:
         record(

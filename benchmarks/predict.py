@@ -1,20 +1,24 @@
-"""Whole scenes: windows a second of `predict_raster` beside the model alone, and peak memory against the size of the scene.
+"""Whole scenes: windows a second of `predict_raster` beside the model alone, and peak memory
+against the size of the scene.
 
-    OMP_NUM_THREADS=1 python benchmarks/predict.py [--arch vit_small_patch16_224] [--side 2304] [--device cuda] [--out FILE.json]
+    OMP_NUM_THREADS=1 python benchmarks/predict.py [--arch vit_small_patch16_224] [--side 2304] [--device cuda] \\
+        [--out FILE.json]
     OMP_NUM_THREADS=1 python benchmarks/predict.py --memory
     OMP_NUM_THREADS=1 python benchmarks/predict.py --seams --arch vit_small_patch14_dinov2 --checkpoint WEIGHTS
 
-Speed: an encoder over a COG of real pixels (4 bands, uint16), to a COG of three principal components. A window counts once, though
-neighbouring blocks compute the row and the column between them twice, and reading, blending, projecting and writing are inside the
-time. Beside it the same encoder on as many windows that lie in memory, in batches of the same size. Both run in turn, `--repeats`
-times in one process; the fastest of each counts. On a CPU the same ratio is given for the processor seconds of all threads, which other
-programs on the machine disturb less.
+Speed: an encoder over a COG of real pixels (4 bands, uint16), to a COG of three principal
+components. A window counts once, though neighbouring blocks compute the row and the column
+between them twice, and reading, blending, projecting and writing are inside the time. Beside it
+the same encoder on as many windows that lie in memory, in batches of the same size. Both run in
+turn, `--repeats` times in one process; the fastest of each counts. On a CPU the same ratio is
+given for the processor seconds of all threads, which other programs on the machine disturb less.
 
-Memory: a process of its own maps a scene with a model that costs nothing, once with 5,000 x 5,000 and once with 20,000 x 20,000
-pixels (4 bands; one tile in eight holds pixels, the others are empty but count as measured), and tells how far its peak rose.
+Memory: a process of its own maps a scene with a model that costs nothing, once with 5,000 x
+5,000 and once with 20,000 x 20,000 pixels (4 bands; one tile in eight holds pixels, the others
+are empty but count as measured), and tells how far its peak rose.
 
-Seams: tokens of the sample scene by timm weights; the mean step between neighbouring cells where a window begins or ends, over the mean
-step elsewhere, without overlap and with the default one.
+Seams: tokens of the sample scene by timm weights; the mean step between neighbouring cells where
+a window begins or ends, over the mean step elsewhere, without overlap and with the default one.
 """
 
 import argparse

@@ -2,10 +2,12 @@
 
     python benchmarks/scene_table.py [--dinov2 FILE] [--steps 240 960] [--seeds 0] [--out scene_table.csv]
 
-Trains the demo's student for each teacher, number of steps and seed, and puts it beside raw pixels, random weights, per-pixel random
-forests and the frozen optical teachers on RGB; linear CKA says how much its tokens of all bands have in common with its teacher's of
-RGB, before and after. With FILE (a timm state dict of vit_small_patch14_dinov2) a DINOv2-S is a row and a
-teacher too. Rows are written as they come; those that --out holds already are not computed again.
+Trains the demo's student for each teacher, number of steps and seed, and puts it beside raw
+pixels, random weights, per-pixel random forests and the frozen optical teachers on RGB; linear
+CKA says how much its tokens of all bands have in common with its teacher's of RGB, before and
+after. With FILE (a timm state dict of vit_small_patch14_dinov2) a DINOv2-S is a row and a
+teacher too. Rows are written as they come; those that --out holds already are not computed
+again.
 """
 
 import argparse

@@ -1,10 +1,12 @@
-"""Time of DEO's views, 2 x 224 + 10 x 96 of 10 bands and RGB with photometric changes, against the usual chain.
+"""Time of DEO's views, 2 x 224 + 10 x 96 of 10 bands and RGB with photometric changes, against the
+usual chain.
 
     python benchmarks/views.py                  # one CPU thread: the figure of a data-loading core
     python benchmarks/views.py --device cuda    # the batch on a GPU; the usual chain stays on one CPU thread
 
-Prints milliseconds a sample, median and in brackets the least of the repeats, and the ratio of the medians. On the CPU the time is that of the process, so that
-other programs on the machine do not count. `--profile` shows where the time goes.
+Prints milliseconds a sample, median and in brackets the least of the repeats, and the ratio of
+the medians. On the CPU the time is that of the process, so that other programs on the machine do
+not count. `--profile` shows where the time goes.
 """
 
 import argparse
@@ -102,7 +104,8 @@ def main():
         > 0.001,
     }
     print(
-        f"2 x 224 + 10 x 96, 10 bands + RGB, patch {args.size}, batch {args.bs}, {args.device}, torch {torch.__version__}, one CPU thread"
+        f"2 x 224 + 10 x 96, 10 bands + RGB, window {args.size}, "
+        f"batch {args.bs}, {args.device}, torch {torch.__version__}, one CPU thread"
     )
 
     def report(name, f, device=args.device):

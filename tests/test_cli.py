@@ -1,4 +1,6 @@
-"""The command line as a stranger uses it: what it prints and writes, and one line with exit code 2 for every mistake."""
+"""The command line as a stranger uses it: what it prints and writes, and one line with exit code 2
+for every mistake.
+"""
 
 import subprocess
 import sys
@@ -317,7 +319,11 @@ def test_missing_arguments_show_the_usage(eo, line):
 
 def test_help_answers_at_once():
     "It imports nothing heavy, and names every command."
-    code = "import sys\nfrom eo_brew.app.cli import main\ntry: main(['--help'])\nexcept SystemExit as e: assert e.code == 0\nassert not {'torch', 'rasterio', 'fastai'} & set(sys.modules)\nmain(['--version'])"
+    code = (
+        "import sys\nfrom eo_brew.app.cli import main\ntry: main(['--help'])\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "assert not {'torch', 'rasterio', 'fastai'} & set(sys.modules)\nmain(['--version'])"
+    )
     r = subprocess.run(
         [sys.executable, "-c", code.replace("\nmain(['--version'])", "")],
         capture_output=True,

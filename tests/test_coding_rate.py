@@ -1,4 +1,6 @@
-"Coding rate and SimDINO loss (METHODS 1.4) against plain loops, closed forms, faults of the released code, two real processes."
+"""Coding rate and SimDINO loss (METHODS 1.4) against plain loops, closed forms, faults of the
+released code, two real processes.
+"""
 
 import math
 
@@ -165,7 +167,8 @@ def test_bad_input(call, words):
         call()
 
 
-# two real processes, with batches of unequal size: rate, expansion and the gradient after DDP's mean are those of the whole batch
+# two real processes, with batches of unequal size: rate, expansion and the gradient after
+#  DDP's mean are those of the whole batch
 
 
 def _whole(seed=5):

@@ -242,7 +242,9 @@ def test_skip_counts_lists_and_goes_on(tmp_path, workers, threads):
 )
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_samples_are_read_into_their_batch(tmp_path, how, in_memory):
-    "In place or collated, with lost windows between: a batch holds what the dataset gives, and earlier batches stay as they were."
+    """In place or collated, with lost windows between: a batch holds what the dataset gives, and
+    earlier batches stay as they were.
+    """
     scenes = _files(tmp_path, 22)
     for i in (3, 4, 9):
         (tmp_path / f"{i:02}.tif").write_bytes((tmp_path / f"{i:02}.tif").read_bytes()[:3000])
@@ -338,7 +340,9 @@ def test_threads_read_no_further_than_asked(tmp_path):
 
 
 def test_nodata_travels_from_the_file_to_the_loss(tmp_path):
-    "Ground without pixels: invalid in the batch, in each view, and of no weight in the loss; and not in the statistics."
+    """Ground without pixels: invalid in the batch, in each view, and of no weight in the loss; and
+    not in the statistics.
+    """
     from eo_brew.methods.deo import deo_learner
     from eo_brew.models.teachers import efficientnet_lite_teacher
     from eo_brew.views.multicrop import MultiCrop

@@ -213,9 +213,8 @@ def test_pastis_is_a_series(tmp_path):
 def test_dior_boxes_start_at_one(tmp_path):
     cls = pytest.importorskip("torchgeo.datasets").DIOR
     save_png(tmp_path / "a.png", np.full((16, 16, 3), 51, "uint8"))
-    box = "<object><name>{}</name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>12</ymax></bndbox></object>".format(
-        cls.classes[0]
-    )
+    corners = "<xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>12</ymax>"
+    box = f"<object><name>{cls.classes[0]}</name><bndbox>{corners}</bndbox></object>"
     (tmp_path / "a.xml").write_text(f"<annotation><filename>a.png</filename>{box}</annotation>")
     (tmp_path / "sample_df.csv").write_text("image_path,label_path,split\na.png,a.xml,train\n")
     ds = cls(str(tmp_path), split="train")

@@ -33,7 +33,9 @@ def positions(width):  # sines and cosines of row and column, written out
 
 
 def case(names="abc", q=0.5, drop=True, seed=0, blind=False):
-    "Random tokens, masks, and validity with nodata and missing modalities; `blind` masks may leave patches without data visible."
+    """Random tokens, masks, and validity with nodata and missing modalities; `blind` masks may
+    leave patches without data visible.
+    """
     g = torch.Generator().manual_seed(seed)
     valid = {m: torch.rand(B, N, generator=g) > 0.2 for m in names}
     if drop:

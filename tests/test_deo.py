@@ -150,7 +150,7 @@ def test_batch_of_one_is_refused_in_training(vfm):
         fit(learner(vfm, dls=loaders(bs=1)))
 
 
-# -- faults of the released code ---------------------------------------------------------------------------------------
+# -- faults of the released code -------------------------------------------------------------------
 
 
 def test_mid_is_the_earlier_layer(vfm):
@@ -345,7 +345,7 @@ def test_the_optical_teacher_stays_outside_the_model(vfm):
     )
 
 
-# -- what the optical teacher is asked and what is kept of it -----------------------------------------------------------------
+# -- what the optical teacher is asked and what is kept of it --------------------------------------
 
 
 @pytest.mark.parametrize("n_global, n_local", [(1, 2), (3, 1)])

@@ -45,7 +45,7 @@ def compare(one, two, tolerance=1e-5):
             assert (g - one[k]).abs().max() <= tolerance * max(1.0, one[k].abs().max()), k
 
 
-# -- gradients -----------------------------------------------------------------------------------------------------------
+# -- gradients -------------------------------------------------------------------------------------
 
 
 def deo_gradients(local=False):
@@ -158,7 +158,7 @@ def test_validation_of_mssdf_counts_nothing_twice(tmp_path):
     compare(mssdf_validation(), on_two(mssdf_validation, tmp_path))
 
 
-# -- whole runs ----------------------------------------------------------------------------------------------------------
+# -- whole runs ------------------------------------------------------------------------------------
 
 
 class Look(Callback):
@@ -198,7 +198,9 @@ class Term(Callback):
 
 
 def run(folder, bs, stop=None, fixed=True, epochs=2, term=None):
-    "DEO's self-distillation; `fixed`: views that do not depend on random numbers, and an optimizer that does not magnify rounding."
+    """DEO's self-distillation; `fixed`: views that do not depend on random numbers, and an
+    optimizer that does not magnify rounding.
+    """
     set_seed(0)
     dls = eo_dataloaders(
         sample_scene(),

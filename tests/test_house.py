@@ -168,7 +168,9 @@ def test_every_export_is_followed_by_an_example(nb):
 
 @modules
 def test_public_names_have_docstrings_and_docments(nb):
-    "One line on everything public; every argument of a function or constructor has a comment or stands in the docstring."
+    """One line on everything public; every argument of a function or constructor has a comment or
+    stands in the docstring.
+    """
     faults = []
     for i, src in exported(nb):
         inherited = {
@@ -361,7 +363,8 @@ def test_the_package_needs_no_nbdev():
                 top |= {m.split(".")[0] for m in mods}
         assert not anywhere & {"nbdev", "execnb", "pytest", "hypothesis", "ipykernel"}, p.name
         assert not top - known, (
-            f"{p.name} imports {sorted(top - known)}: not in `requirements` of settings.ini (import extras inside the function that needs them)"
+            f"{p.name} imports {sorted(top - known)}: not in `requirements` of settings.ini "
+            "(import extras inside the function that needs them)"
         )
 
 

@@ -94,7 +94,8 @@ def upward(module, imports, shown=False):
 
 
 def test_the_table_is_read():
-    text = "| package | holds | a | b |\n|---|---|---|---|\n| core | x | - | - |\n| up | x | core | - |\n| top | x | all | core |\n"
+    text = "| package | holds | a | b |\n|---|---|---|---|\n"
+    text += "| core | x | - | - |\n| up | x | core | - |\n| top | x | all | core |\n"
     assert read_table(text) == {
         "core": (set(), set()),
         "up": ({"core"}, set()),

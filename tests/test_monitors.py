@@ -87,7 +87,9 @@ def test_it_stops_a_collapsing_run_and_says_what_to_try():
 
 
 def test_nan_features_are_an_alarm():
-    "The first step makes the weights NaN; the look at the second stops the run, by a warning and not by an error of the decomposition."
+    """The first step makes the weights NaN; the look at the second stops the run, by a warning and
+    not by an error of the decomposition.
+    """
     cb = CollapseMonitor(every=1, grace=0, patience=1, stop=True)
     learn = learner(lambda p, y: p["ms"].sum() * float("nan"), cb)
     with pytest.warns(UserWarning, match="features are not finite at step 1"):
@@ -195,7 +197,7 @@ def test_periodic_probe_keeps_training_flags():
     assert all(p.requires_grad for p in learn.model.parameters())
 
 
-# -- TensorBoard and W&B -----------------------------------------------------------------------------------------------
+# -- TensorBoard and W&B ---------------------------------------------------------------------------
 
 
 def watched(folder, *cbs):

@@ -61,7 +61,8 @@ def test_commands_of_eo_brew_exist():
                 [
                     sys.executable,
                     "-c",
-                    f'import sys; from eo_brew.app.cli import main; sys.argv = ["eo_brew", {command!r}, "--help"]; main()',
+                    f"import sys; from eo_brew.app.cli import main; "
+                    f'sys.argv = ["eo_brew", {command!r}, "--help"]; main()',
                 ],
                 capture_output=True,
                 text=True,

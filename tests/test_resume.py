@@ -1,4 +1,6 @@
-"""Runs that are killed, told to stop, or out of disk: what is on the disk afterwards, and that nothing of the run is lost."""
+"""Runs that are killed, told to stop, or out of disk: what is on the disk afterwards, and that
+nothing of the run is lost.
+"""
 
 import csv
 import itertools
@@ -40,7 +42,9 @@ SCENE = {}  # read once for all runs
 
 
 def learner(*cbs, n=28, scenes=None, seed=0, generator=None, **kwargs):
-    "DEO's self-distillation on the shipped scene, with all that is random in it: windows, order, crops, colours, stochastic depth."
+    """DEO's self-distillation on the shipped scene, with all that is random in it: windows, order,
+    crops, colours, stochastic depth.
+    """
     torch.set_num_threads(1)
     set_seed(0)
     dls = eo_dataloaders(
@@ -163,7 +167,9 @@ def whole(tmp_path_factory):
 
 
 def kill_and_resume(folder, epochs, kills, most, seed, **kwargs):
-    "Kill the run `kills` times at random moments, each time going on; how many steps each life made, and the finished run."
+    """Kill the run `kills` times at random moments, each time going on; how many steps each life
+    made, and the finished run.
+    """
     rng, lives = random.Random(seed), []
     for _ in range(kills):
         p, hear = started(child, folder, epochs, **kwargs)
@@ -242,7 +248,9 @@ def test_a_dry_run_puts_a_generator_of_the_views_back():
 
 
 def test_other_data_are_refused(tmp_path):
-    "Another seed, or other windows of the same number, would train on what the run has kept for validation; an older checkpoint, which does not say, goes on."
+    """Another seed, or other windows of the same number, would train on what the run has kept for
+    validation; an older checkpoint, which does not say, goes on.
+    """
     split = lambda first: (
         lambda windows, scenes: (
             windows.take(slice(first, first + 24)),
@@ -311,7 +319,7 @@ def test_another_optimizer(tmp_path):
         assert torch.equal(a, b)
 
 
-# -- damage --------------------------------------------------------------------------------------------------------------
+# -- damage ----------------------------------------------------------------------------------------
 
 
 def test_a_newest_checkpoint_cut_short(whole, tmp_path, capsys):
@@ -421,7 +429,9 @@ class Damage(Callback):
 
 
 def test_a_tile_damaged_in_the_middle_of_an_epoch(tmp_path):
-    "The run stops and names the file; with the file repaired it goes on as if nothing had been. Or it goes on without the windows, and says so."
+    """The run stops and names the file; with the file repaired it goes on as if nothing had been.
+    Or it goes on without the windows, and says so.
+    """
     for name in "tiles", "a", "b":
         (tmp_path / name).mkdir()
     data = tiles(tmp_path / "tiles")
@@ -443,7 +453,9 @@ def test_a_tile_damaged_in_the_middle_of_an_epoch(tmp_path):
 
 
 def test_clock_set_back(tmp_path, monkeypatch):
-    "Minutes between checkpoints are counted by a clock that nobody sets: here 20 s pass from each question to the next."
+    """Minutes between checkpoints are counted by a clock that nobody sets: here 20 s pass from each
+    question to the next.
+    """
     ticks = itertools.count(0, 20)
     monkeypatch.setattr(
         "eo_brew.runs.checkpoints.time", SimpleNamespace(monotonic=lambda: next(ticks))
@@ -454,7 +466,7 @@ def test_clock_set_back(tmp_path, monkeypatch):
     assert [int(c.stem[5:]) for c in list_checkpoints(tmp_path)] == [4, 8, 12, 16, 18]
 
 
-# -- told to stop --------------------------------------------------------------------------------------------------------
+# -- told to stop ----------------------------------------------------------------------------------
 
 
 def obedient(folder, epochs, workers, pipe):
@@ -573,7 +585,10 @@ def loses_a_worker(folder, epochs, pipe):
 
 
 def test_a_worker_killed(whole, tmp_path):
-    "The loader says so (or that the connection to it is lost), and the run goes on from the last checkpoint; in a process of its own, because torch repeats the error at every child that ends later."
+    """The loader says so (or that the connection to it is lost), and the run goes on from the last
+    checkpoint; in a process of its own, because torch repeats the error at every child that ends
+    later.
+    """
     p, hear = started(loses_a_worker, tmp_path, 3)
     said = hear.recv()
     p.join()
@@ -582,7 +597,7 @@ def test_a_worker_killed(whole, tmp_path):
     check_same(whole, result(train(tmp_path, 3), tmp_path))
 
 
-# -- no number -----------------------------------------------------------------------------------------------------------
+# -- no number -------------------------------------------------------------------------------------
 
 
 def test_nan_names_files_windows_and_the_last_good_checkpoint(tmp_path):

@@ -410,7 +410,9 @@ def test_a_scene_read_otherwise_does_not_continue_a_job(tmp_path, change):
 
 
 def test_nodata_is_filled_as_in_training(tmp_path):
-    "A window of the sweep is the patch that `WindowDataset` makes of it: heights with the window's median, bands with the encoder's mean."
+    """A window of the sweep is the patch that `WindowDataset` makes of it: heights with the
+    window's median, bands with the encoder's mean.
+    """
     from eo_brew.data.samples import WindowDataset
     from eo_brew.scenes.windows import window_index
 

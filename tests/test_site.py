@@ -1,4 +1,6 @@
-"""The documentation site builds from `_quarto.yml` without Quarto, and a browser shows it: text, pictures, search, links."""
+"""The documentation site builds from `_quarto.yml` without Quarto, and a browser shows it: text,
+pictures, search, links.
+"""
 
 import json
 import os
@@ -38,7 +40,8 @@ PROBE = """<script>addEventListener('load', () => setTimeout(() => {
     search: all('input[type=search], #quarto-search').length, headings: all('h1, h2').map(h => h.innerText.trim()),
     formulas: all('math').filter(m => m.getBoundingClientRect().width > 0).length, code: all('pre code').length,
     overflow: document.documentElement.scrollWidth - innerWidth, sidebar: all('#quarto-sidebar a').length,
-    tex: document.body.innerText.includes('\\\\('), scripts: all('script[src], link[rel=stylesheet]').map(s => s.src || s.href)})}, 300))</script>"""
+    tex: document.body.innerText.includes('\\\\('),
+    scripts: all('script[src], link[rel=stylesheet]').map(s => s.src || s.href)})}, 300))</script>"""
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +246,9 @@ OPENED = [
 )
 @pytest.mark.parametrize("nb", OPENED, ids=nb_id)
 def test_a_browser_shows_the_page(nb, server, tmp_path):
-    "Index, a module and the tutorial: all pictures drawn, formulas drawn, search and sidebar there, nothing wider than the window."
+    """Index, a module and the tutorial: all pictures drawn, formulas drawn, search and sidebar
+    there, nothing wider than the window.
+    """
     got = look(f"{server}/{page_of(nb)}", tmp_path)
     title = (
         next(c.source for c in read_nb(nb).cells if c.cell_type == "markdown")

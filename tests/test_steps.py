@@ -1,4 +1,6 @@
-"""What a training step does besides the right numbers: it asks the device for nothing, it goes through `torch.compile` once, and it can be spread over several batches."""
+"""What a training step does besides the right numbers: it asks the device for nothing, it goes
+through `torch.compile` once, and it can be spread over several batches.
+"""
 
 import shutil
 from contextlib import nullcontext
@@ -77,7 +79,7 @@ def mssdf(dls, vfm=None, **kwargs):
     )
 
 
-# -- nothing is asked of the device ----------------------------------------------------------------------------------------
+# -- nothing is asked of the device ----------------------------------------------------------------
 
 
 class Done(Exception):
@@ -102,7 +104,9 @@ class Steps(Callback):
 
 @pytest.mark.parametrize("make", [deo, mssdf])
 def test_a_step_asks_the_device_for_nothing(make, tmp_path, monkeypatch):
-    "It runs on torch's device without values, where `.item()`, `.cpu()` and whatever depends on a value are errors. A GPU would wait for them."
+    """It runs on torch's device without values, where `.item()`, `.cpu()` and whatever depends on a
+    value are errors. A GPU would wait for them.
+    """
     dls = loaders()
     often = dict(every=1000)
     learn = make(
@@ -157,7 +161,7 @@ def test_a_step_asks_a_gpu_for_nothing(make, tmp_path):
         learn.fit(1, cbs=Watch())
 
 
-# -- compiled --------------------------------------------------------------------------------------------------------------
+# -- compiled --------------------------------------------------------------------------------------
 
 
 def steps(learn, n=1):
@@ -196,7 +200,7 @@ def test_compiled_for_real():
     assert steps(learn) == pytest.approx(plain, rel=1e-3)
 
 
-# -- spread over several batches -------------------------------------------------------------------------------------------
+# -- spread over several batches -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [deo, mssdf])
@@ -260,7 +264,7 @@ def test_accumulated_gradients_are_those_of_the_batches():
     torch.testing.assert_close(grads(4, GradientAccumulation(8))[-1], grads(8)[0])
 
 
-# -- memory and precision --------------------------------------------------------------------------------------------------
+# -- memory and precision --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Views: one geometry, honest values, honest masks. The last section puts faults of the released code back and sees them found."""
+"""Views: one geometry, honest values, honest masks. The last section puts faults of the released
+code back and sees them found.
+"""
 
 import math
 

@@ -69,7 +69,9 @@ for file, n, given, features in json.load(sys.stdin):
     recipe = json.loads(safe_open(file, 'pt').metadata()['eo_brew'])['timm']
     weights = load_file(file)
     model = timm.create_model(**recipe, in_chans=n).eval()
-    model.load_state_dict({k.replace('embeds.ms.', 'patch_embed.').removeprefix('trunk.'): v for k, v in weights.items() if k.startswith(('trunk.', 'embeds.ms.'))})
+    kept = {k: v for k, v in weights.items() if k.startswith(('trunk.', 'embeds.ms.'))}
+    names = [k.replace('embeds.ms.', 'patch_embed.').removeprefix('trunk.') for k in kept]
+    model.load_state_dict(dict(zip(names, kept.values())))
     x = torch.load(given, weights_only=True)
     x = (x - weights['normalize.ms.mean'].view(-1, 1, 1))/weights['normalize.ms.std'].view(-1, 1, 1)
     with torch.no_grad(): torch.save(model.forward_features(x), features)

@@ -160,7 +160,9 @@ def with_formulas(
 
 
 def run_imports_only():
-    "Of a demonstration that imports something let nbdev run the imports alone: the rest needs cells that it does not run."
+    """Of a demonstration that imports something let nbdev run the imports alone: the rest needs
+    cells that it does not run.
+    """
     import ast
     from nbdev import processors
 
