@@ -16,7 +16,8 @@ from fastai.learner import Learner
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import nn
 
-from eo_brew.data.dataloaders import eo_dataloaders, scene_classes
+from eo_brew.data.dataloaders import eo_dataloaders
+from eo_brew.data.labels import open_labels, scene_classes
 from eo_brew.data.loader import EODataLoader
 from eo_brew.data.modalities import BandDropout, open_modality
 from eo_brew.data.samples import WindowDataset, fill_invalid
@@ -24,7 +25,8 @@ from eo_brew.scenes.open import open_scene, open_scenes, sample_labels, sample_s
 from eo_brew.scenes.scene import close_handles, read_window
 from eo_brew.core.sensors import get_sensor
 from eo_brew.scenes.stats import band_statistics
-from eo_brew.scenes.windows import Windows, footprints, spatial_split, stripe_split, window_index
+from eo_brew.data.splits import footprints, spatial_split, stripe_split
+from eo_brew.scenes.windows import Windows, window_index
 
 BANDS = ["B04", "B03", "B02", "B08"]
 S2 = open_scene(sample_scene(), bands=["B02"])
@@ -352,7 +354,15 @@ def test_nodata_travels_from_the_file_to_the_loss(tmp_path):
     x[:, :, 256:] = 0
     f = write_raster(tmp_path / "half.tif", x, S2, BANDS, nodata=0)
     dls = eo_dataloaders(
-        f, "sentinel2_l1c", bands=BANDS, size=64, stride=48, bs=8, device="cpu", valid_pct=0.2
+        f,
+        "sentinel2_l1c",
+        bands=BANDS,
+        size=64,
+        stride=48,
+        bs=8,
+        device="cpu",
+        valid_pct=0.2,
+        min_valid=0,
     )
     assert (
         abs(

@@ -4,6 +4,7 @@ import multiprocessing as mp
 import os
 import shutil
 import warnings
+from dataclasses import replace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -610,10 +611,13 @@ def save_like(path, v):
 
 
 def test_labels_are_never_interpolated():
-    from eo_brew.data.samples import open_labels
+    from eo_brew.data.labels import open_labels
 
-    y, _ = read_window(open_labels(sample_labels()), (0, 0, 768, 768), size=300)
-    assert set(np.unique(y[np.isfinite(y)])) <= set(range(8))
+    scene = open_scene(sample_scene(), bands=["B02"])
+    coarse = replace(scene, shape=(300, 600), transform=scene.transform @ Affine.scale(2.56))
+    with pytest.warns(UserWarning, match="is warped to the grid of"):
+        y = open_labels(sample_labels(), coarse).read(0, coarse)
+    assert set(y.unique().tolist()) == {*range(8), 255}
 
 
 def test_sample_carries_its_licences():

@@ -36,7 +36,7 @@ from ..models.teachers import efficientnet_lite_teacher
 from ..train.cache import cached_strides
 from ..views.multicrop import MultiCrop
 from ..weights.save import save_encoder
-from ..scenes.windows import stripe_split
+from ..data.splits import stripe_split
 
 # %% ../../nbs/app/00_demo.ipynb #fdca0281
 #: the ten bands of DEO's paper: everything at 10 and 20 m
