@@ -1,6 +1,4 @@
-"""The command line as a stranger uses it: what it prints and writes, and one line with exit code 2
-for every mistake.
-"""
+"""The command line as a stranger uses it: what it prints and writes, and one line with exit code 2 for every mistake."""
 
 import subprocess
 import sys
@@ -12,10 +10,11 @@ import torch
 from affine import Affine
 
 import eo_brew
+from eo_brew.app.arguments import SENSORS
 from eo_brew.app.cli import COMMANDS, main
 from eo_brew.models.encoder import create_encoder
 from eo_brew.weights.export import from_pretrained
-from eo_brew.core.sensors import get_sensor
+from eo_brew.core.sensors import get_sensor, list_sensors
 from eo_brew.weights.save import load_encoder, save_encoder
 
 S3 = get_sensor("sentinel2_l1c", bands="B02 B03 B04".split())
@@ -270,7 +269,7 @@ MISTAKES = {
     "info {d}/no.tif": "does not exist",
     "info {d}/text.tif": "text.tif",
     "info {d}/scene.tif --sensor sentinel2_l1": "sentinel2_l1c",
-    "info {d}/no.safetensors": "no file",
+    "info {d}/no.safetensors": "does not exist",
     "predict {d}/no.safetensors {d}/scene.tif --out {t}/o.tif": "no file",
     "predict {d}/old.safetensors {d}/scene.tif --out {t}/o.tif": "a pickle",
     "predict {d}/scene.tif {d}/scene.tif --out {t}/o.tif": "no whole safetensors file",
@@ -281,7 +280,7 @@ MISTAKES = {
     "predict {d}/encoder.safetensors {d}/scene.tif --out {t}/o.jpg": ".tif (COG)",
     PREDICT + "--size 50": "patch_size=8",
     PREDICT + "--size 512": "smaller than one window",
-    PREDICT + "--pca 99": "pca=99",
+    PREDICT + "--pca 99": "--pca 99: wanted 1 to 24",
     PREDICT + "--modality rgb": "'rgb'",
     PREDICT + "--layers 7": "0 to 1",
     PREDICT + "--gain 0.0001": "gain",
@@ -317,20 +316,106 @@ def test_missing_arguments_show_the_usage(eo, line):
     assert code == 2 and "usage: eo_brew" in out + err
 
 
-def test_help_answers_at_once():
-    "It imports nothing heavy, and names every command."
+HEAVY = {"torch", "fastai", "timm", "rasterio", "xarray", "numpy", "matplotlib", "sklearn", "pandas", "h5py"}
+
+
+def modules_after(cwd, *argv):
+    "Exit code, output, errors, and the heavy modules that a fresh process has loaded to say it."
     code = (
-        "import sys\nfrom eo_brew.app.cli import main\ntry: main(['--help'])\n"
-        "except SystemExit as e: assert e.code == 0\n"
-        "assert not {'torch', 'rasterio', 'fastai'} & set(sys.modules)\nmain(['--version'])"
+        "import sys\nfrom eo_brew.app.cli import main\n"
+        "try: code = main(sys.argv[1:])\nexcept SystemExit as e: code = e.code\n"
+        "print('LOADED', code, *sorted({m.split('.')[0] for m in sys.modules}))"
     )
-    r = subprocess.run(
-        [sys.executable, "-c", code.replace("\nmain(['--version'])", "")],
-        capture_output=True,
-        text=True,
+    argv = [sys.executable, "-c", code, *map(str, argv)]
+    r = subprocess.run(argv, capture_output=True, text=True, cwd=cwd)
+    out, _, last = r.stdout.rpartition("LOADED ")
+    assert last, r.stderr
+    code, *modules = last.split()
+    return int(code), out, r.stderr, HEAVY & set(modules)
+
+
+def test_help_answers_at_once(tmp_path):
+    "It imports nothing heavy, and names every command."
+    code, out, _, heavy = modules_after(tmp_path, "--help")
+    assert code == 0 and not heavy and all(f"\n    {c}" in out for c in COMMANDS)
+
+
+#: what arguments alone can get wrong, and what is said: all of it before anything heavy is imported
+AT_ONCE = {
+    "predct": "Did you mean 'predict'?",
+    "demo --method foo": "--method 'foo' is not known. There are deo, mssdf",
+    "demo --method doe": "Did you mean 'deo'?",
+    "demo --steps many": "invalid int value: 'many'",
+    "demo --out made": "made/log.csv exists",
+    "pretrain no/such --sensor sentinel2_l1c": "scenes 'no/such' does not exist",
+    "pretrain sceens": "Did you mean",
+    "pretrain . --sensor sentinel2_l1": "Did you mean 'sentinel2_l1c'?",
+    "pretrain . --dsm no.tif": "--dsm 'no.tif' does not exist",
+    "pretrain . --on-error stop": "There are raise, skip",
+    "pretrain --resume --out nowhere": "there is no run in nowhere",
+    "pretrain --config no.yaml": "--config 'no.yaml' does not exist",
+    "pretrain . --mask clouds": "--mask 'clouds' is not known",
+    "info no.tif": "path 'no.tif' does not exist",
+    "info s.tif --picture made/log.csv": "exists",
+    "predict runs/deo s.tif --out m.tif": "write hf-hub:runs/deo",
+    "predict e.safetensors no.tif --out m.tif": "scene 'no.tif' does not exist",
+    "predict e.safetensors s.tif --out m.jpg": "must end in .tif (COG) or .zarr",
+    "predict e.safetensors s.tif --out no/m.tif": "does not exist, make it first",
+    "predict e.safetensors s.tif --out s.tif --overwrite": "is an input",
+    "predict e.safetensors s.tif --out theirs.tif --overwrite": "not made by eo_brew",
+    "predict e.safetensors s.tif --out m.tif --dtype int9": "--dtype 'int9' is not known",
+    "predict e.safetensors s.tif": "--out",
+    "predict e.safetensors s.tif --out m.tif --no-such": "--no-such",
+    "export e.safetensors e.pt": "ends in .onnx",
+    "export e.safetensors made": "README.md exists",
+    "probe no --data s.tif --labels s.tif": "there is no file",
+    "probe e.safetensors --data no.tif --labels s.tif": "--data 'no.tif' does not exist",
+}
+
+
+@pytest.mark.parametrize("line", AT_ONCE)
+def test_what_arguments_alone_get_wrong_is_told_before_torch(tmp_path, line):
+    "Seconds of imports for a typing error are seconds lost: the test is on what was imported, not on time."
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "made").mkdir()
+    for f in "s.tif", "e.safetensors", "made/log.csv", "made/README.md", "theirs.tif":
+        (tmp_path / f).touch()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    code, _, err, heavy = modules_after(tmp_path, *line.split())
+    assert code == 2 and AT_ONCE[line] in err and err.splitlines()[-1].startswith("eo_brew: "), err
+    assert not heavy and {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_info_on_an_encoder_needs_no_torch(place):
+    code, out, err, heavy = modules_after(place, "info", place / "encoder.safetensors")
+    assert code == 0 and "B02 B03 B04" in out and not heavy, err
+
+
+def test_predict_does_not_load_fastai(place, tmp_path):
+    code, _, err, heavy = modules_after(
+        place, "info", place / "scene.tif", "--sensor", "sentinel2_l1c"
     )
-    assert r.returncode == 0, r.stderr
-    assert all(f"\n    {c}" in r.stdout for c in COMMANDS)
+    assert code == 0 and "fastai" not in heavy, err
+
+
+def test_the_lists_that_are_known_early_are_those_of_the_registries():
+    assert SENSORS == list_sensors()
+
+
+def test_python_m_and_the_configuration_file(tmp_path):
+    "What `--print-config` prints is what `--config` takes, and typed words go before it."
+    run = lambda *a: subprocess.run(
+        [sys.executable, "-m", "eo_brew", *a], capture_output=True, text=True, cwd=tmp_path
+    )
+    line = "pretrain . --bands B02 B03 --epochs 3 --offset -1000 --views 96 48 --valid-pct 0 --print-config"
+    said = run(*line.split())
+    assert said.returncode == 0 and "epochs: 3\n" in said.stdout, said.stderr
+    (tmp_path / "c.yaml").write_text(said.stdout)
+    again = run("pretrain", "--config", "c.yaml", "--epochs", "4", "--print-config")
+    assert again.stdout == said.stdout.replace("epochs: 3", "epochs: 4")
+    (tmp_path / "c.yaml").write_text("epoch: 3")
+    said = run("pretrain", ".", "--config", "c.yaml")
+    assert said.returncode == 2 and "Did you mean 'epochs'?" in said.stderr
 
 
 def test_version(eo):

@@ -130,18 +130,20 @@ def test_push_and_from_pretrained_without_a_network(tmp_path, monkeypatch):
     (repo / "refs" / "main").write_text("a" * 40)
     for revision in None, "main", "a" * 40:
         with torch.no_grad():
-            assert torch.equal(from_pretrained("someone/brew", revision)(x).cls, enc(x).cls)
+            assert torch.equal(from_pretrained("hf-hub:someone/brew", revision)(x).cls, enc(x).cls)
     assert (
-        main(["export", "someone/brew", str(tmp_path / "copy")]) == 0
+        main(["export", "hf-hub:someone/brew", str(tmp_path / "copy")]) == 0
         and load_encoder(tmp_path / "copy").config == enc.config
     )
     assert (
-        main(["export", "someone/else", str(tmp_path / "none")]) == 2
+        main(["export", "hf-hub:someone/else", str(tmp_path / "none")]) == 2
         and not (tmp_path / "none").exists()
     )
-    for bad in ("someone/brew", "v2"), ("someone/else", None):
-        with pytest.raises(ValueError, match="neither a folder here nor reachable"):
+    for bad in ("hf-hub:someone/brew", "v2"), ("hf-hub:someone/else", None):
+        with pytest.raises(ValueError, match="is not reachable on the hub"):
             from_pretrained(*bad)
+    with pytest.raises(ValueError, match="write hf-hub:someone/brew"):
+        from_pretrained("someone/brew")  # a mistyped folder asks nobody
     with pytest.raises(ValueError, match="could not be written.*The files are in"):
         push(enc, "someone/brew", tmp_path / "up", method="deo")
     with torch.no_grad():
