@@ -32,7 +32,7 @@ def read_table(
 
 
 TABLE = read_table((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.stem not in ("__init__", "_modidx"))
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.stem not in ("__init__", "__main__", "_modidx"))
 NUMBERED = [p for p in notebooks() if p.parent.name in TABLE]
 ORDER = {module_name(p): (list(TABLE).index(p.parent.name), p.name) for p in NUMBERED}
 
