@@ -3,7 +3,9 @@
     python tools/docs.py readme [--check]   README.md from nbs/index.ipynb (--check: only say whether it is up to date)
     python tools/docs.py site               the site, from _quarto.yml, into _docs/
 
-With Quarto installed, `nbdev_readme` and `nbdev_docs` build the same from the same files.
+The site takes three steps, and each has a file: nbdev runs the notebooks and shows the signatures (this file),
+pages that no notebook holds are made from the package (site_pages.py), and the HTML of smalldocs gets what a
+reader needs (site_polish.py). With Quarto installed, `nbdev_docs` renders the same sources.
 """
 
 import argparse
@@ -13,7 +15,6 @@ import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
-from html import unescape
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,14 +103,95 @@ def plain_name(
     return re.sub(r"^\d+[a-zA-Z0-9]*_", "", p)
 
 
+def pieces(
+    text: str,  # code
+    ends: str,  # letters that end a piece where no bracket and no quote holds them
+) -> list:  # the pieces
+    "Split code at `ends`, but not inside of brackets and quotes."
+    parts, depth, quote = [""], 0, ""
+    for c in text:
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "'\"":
+            quote = c
+        else:
+            depth += (c in "[({") - (c in "])}")
+        if c in ends and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return parts
+
+
+def plain_type(
+    text: str,  # a type as Python shows it
+) -> str:  # as a reader would write it
+    "Take out the modules' names, and the type that is only the type of the default None."
+    text = re.sub(r"\b(?:\w+\.)+(?=[A-Z]\w*)", "", text.strip())
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>|<function (\w+)[^>]*>", r"\1\2", text)
+    return "" if text in ("NoneType", "_empty") else text
+
+
+def code(
+    text: str,  # code for a cell of a table
+) -> str:  # as Markdown
+    "Code in a table; nothing where there is nothing."
+    return f"`{text}`".replace("|", "\\|") if text else ""
+
+
+def parameters(
+    lines: list,  # the lines between the brackets of a signature, as nbdev shows it
+) -> list:  # (name, type, default, comment) of each
+    "Read the parameters of a shown signature; a comment speaks for the last one of its line."
+    rows = []
+    for line in lines:
+        *parts, last = pieces(line, "#")[:2] if "# " in line else (line,)
+        names, comment = (parts[0], last.strip()) if parts else (last, "")
+        found = [x.strip() for x in pieces(names, ",") if x.strip()]
+        for i, x in enumerate(found):
+            before, *default = pieces(x, "=")
+            name, *kind = pieces(before, ":")
+            default = plain_type("=".join(default)) if "<" in x else "=".join(default)
+            said = comment if i == len(found) - 1 else ""
+            rows.append((name.strip(), plain_type(":".join(kind)), default.strip(), said))
+    return rows
+
+
+def signature_table(
+    fence: str,  # a signature as nbdev shows it, without the code fence
+) -> str:  # the call, and its arguments as a table; the fence itself where it is none
+    "Show a signature as one line and a table of arguments, with what the comments say of each."
+    lines = fence.strip("\n").split("\n")
+    m = re.match(r"^(?:def|class) (\w+)\($", lines[0]) if len(lines) > 2 else None
+    back = re.match(r"^\)(?:->([^#]*?))?:?(?:\s*# (.*))?$", lines[-1]) if m else None
+    rows = parameters(lines[1:-1]) if back else []
+    if not rows or not all(re.fullmatch(r"\**\w+|\*|/", r[0]) for r in rows):
+        return f"```python\n{fence}```"
+    names = [n + ("=" + d if d else "") for n, _, d, _ in rows]
+    shown = f"{m[1]}({', '.join(names)})"
+    if len(shown) > 92:
+        shown = f"{m[1]}(\n    " + ",\n    ".join(names) + "\n)"
+    kind, comment = plain_type(back[1] or ""), back[2] or ""
+    given = [r for r in rows if r[0] not in ("*", "/")]
+    if (kind or comment) and kind != "None":
+        given.append(("", kind, "", comment))
+    table = ["| argument | type | default | what it is |", "|---|---|---|---|"]
+    for name, kind, default, comment in given:
+        said = re.sub(r"(?<!\\)([|<$])", r"\\\1", comment)
+        table.append(f"| {code(name) or '**returns**'} | {code(kind)} | {code(default)} | {said} |")
+    return f"```python\n{shown}\n```\n\n::: {{.arguments}}\n" + "\n".join(table) + "\n:::"
+
+
 def tidy_signature(
     text: str,  # Markdown of a shown signature
-) -> str:  # the same; inside code fences the links are names again
-    "Take out the links that nbdev puts inside code fences, where they show as text."
-    parts = re.split(r"(^```.*?^```)", text, flags=re.M | re.S)
-    return "".join(
-        re.sub(r"\[`([^`\]]+)`\]\([^)]*\)", r"\1", p) if p.startswith("```") else p for p in parts
-    )
+) -> str:  # the same with a table of the arguments
+    "Take out the links that nbdev puts inside code fences, where they show as text, and show a table."
+
+    def fence(m):
+        return signature_table(re.sub(r"\[`([^`\]]+)`\]\([^)]*\)", r"\1", m[1]))
+
+    text = re.sub(r"\A---\n\n", "", text)
+    return re.sub(r"^```python\n(.*?)^```", fence, text, flags=re.M | re.S)
 
 
 def tidy_notebook(
@@ -122,10 +204,8 @@ def tidy_notebook(
     up = "../" * (len(nb.relative_to(proc).parts) - 1)
 
     def fix(s):
-        s = re.sub(r"^output-file:.*\n?", "", tidy_signature(s), flags=re.M).replace(
-            host.rstrip("/") + "/", up
-        )
-        return re.sub(r"[\w.-]+\.ipynb", lambda m: names.get(m[0], m[0]), s)
+        s = re.sub(r"^output-file:.*\n?", "", s, flags=re.M).replace(host.rstrip("/") + "/", up)
+        return with_plain_names(s, names)
 
     d = json.loads(nb.read_text(encoding="utf-8"))
     for c in d["cells"]:
@@ -133,36 +213,24 @@ def tidy_notebook(
             c["source"] = fix("".join(c["source"]))
         for o in c.get("outputs", []):
             if "text/markdown" in o.get("data", {}):
-                o["data"]["text/markdown"] = fix("".join(o["data"]["text/markdown"]))
+                md = "".join(o["data"]["text/markdown"])
+                md = tidy_signature(md) if "show_doc(" in "".join(c["source"]) else md
+                o["data"]["text/markdown"] = fix(md)
     nb.write_text(json.dumps(d, indent=1, ensure_ascii=False), encoding="utf-8")
     if nb.name in names:
         nb.rename(nb.with_name(names[nb.name]))
 
 
-def with_formulas(
-    page: str,  # HTML of a page
-) -> str:  # the same with MathML, which browsers draw by themselves
-    "Turn TeX into MathML, so that formulas need no script from a foreign host."
-    from latex2mathml.converter import convert
-
-    def one(m):
-        tex, display = m[3].strip(), m[2] == "["
-        return (
-            f'<span class="math {m[1]}">'
-            + convert(unescape(tex), display="block" if display else "inline")
-            + "</span>"
-        )
-
-    page = re.sub(
-        r'<span class="math (inline|display)">\\([(\[])(.*?)\\[)\]]</span>', one, page, flags=re.S
-    )
-    return re.sub(r"<(script|link)\b[^>]*katex[^>]*>(</script>)?\s*", "", page)
+def with_plain_names(
+    text: str,  # Markdown or YAML with names of notebooks
+    names: dict,  # name of every notebook file -> its name without the number
+) -> str:  # the same with the names without numbers, addresses of the published site aside
+    "Notebooks lose their numbers in links; whole URLs keep them."
+    return re.sub(r"https?://[^\s)\"'>]+|[\w.-]+\.ipynb", lambda m: names.get(m[0], m[0]), text)
 
 
 def run_imports_only():
-    """Of a demonstration that imports something let nbdev run the imports alone: the rest needs
-    cells that it does not run.
-    """
+    "Let nbdev run the imports of a demonstration alone: the rest needs cells that it does not run."
     import ast
     from nbdev import processors
 
@@ -189,17 +257,16 @@ def run_imports_only():
     processors.exec_show_docs.__call__ = light
 
 
-def site() -> Path:  # folder of the site
-    "Build the site: nbdev prepares the notebooks, smalldocs renders them from `_quarto.yml`."
-    from nbdev.config import get_config
+def prepared(
+    cfg,  # nbdev's configuration
+) -> tuple:  # (folder of the processed notebooks, old name -> new name)
+    "Let nbdev process the notebooks, and give them the addresses of their pages."
     from nbdev.serve import proc_nbs
 
-    cfg = get_config()
     shutil.rmtree(ROOT / "_proc", ignore_errors=True)
     run_imports_only()
-    proc = Path(
-        proc_nbs(str(cfg.nbs_path), n_workers=0)
-    )  # one process: what the notebooks import is imported once
+    # one process: what the notebooks import is imported once
+    proc = Path(proc_nbs(str(cfg.nbs_path), n_workers=0))
     nbs = list(proc.rglob("*.ipynb"))
     expected = [
         p
@@ -211,19 +278,27 @@ def site() -> Path:  # folder of the site
     names = {p.name: plain_name(p.name) for p in nbs}
     for p in nbs:
         tidy_notebook(p, proc, cfg.doc_host + cfg.doc_baseurl, names)
-    yml = proc / "_quarto.yml"
-    yml.write_text(
-        re.sub(r"[\w.-]+\.ipynb", lambda m: names.get(m[0], m[0]), yml.read_text(encoding="utf-8")),
-        encoding="utf-8",
-    )
+    for p in [proc / "_quarto.yml", *proc.rglob("*.md")]:
+        p.write_text(with_plain_names(p.read_text(encoding="utf-8"), names), encoding="utf-8")
+    return proc, names
+
+
+def site() -> Path:  # folder of the site
+    "Build the site: nbdev prepares the notebooks, smalldocs renders them from `_quarto.yml`."
+    from nbdev.config import get_config
+
+    sys.path.insert(0, str(ROOT / "tools"))
+    from site_polish import polish
+
+    cfg = get_config()
+    proc, _ = prepared(cfg)
     subprocess.run(
         [sys.executable, "-m", "smalldocs.cli", "render", "--strict", str(proc)], check=True
     )
     out = ROOT / cfg.doc_path.name
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(proc / "_docs", out)
-    for p in out.rglob("*.html"):
-        p.write_text(with_formulas(p.read_text(encoding="utf-8")), encoding="utf-8")
+    polish(out, ROOT, settings())
     return out
 
 
