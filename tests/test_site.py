@@ -322,7 +322,7 @@ def test_every_notebook_has_a_page_and_an_entry(site):
     named = sidebar()
     assert len(named) == len(set(named))
     assert sorted(n for n in named if n.endswith(".ipynb")) == sorted(map(nb_id, notebooks()))
-    written = {p.relative_to(NBS).as_posix() for p in NBS.rglob("*.md") if "_proc" not in p.parts}
+    written = {p.relative_to(NBS).as_posix() for p in NBS.rglob("[!_]*.md")}
     assert written <= set(named)
     for n in named:
         folder, _, file = n.rpartition("/")
@@ -381,6 +381,18 @@ def test_links_to_the_repository_lead_to_its_files(site):
             if not (ROOT / unquote(f)).exists():
                 lost.append(f"{p.name}: {f}")
     assert n > 100 and not lost, lost[:20]
+
+
+def test_each_difference_has_its_test():
+    "Every row of the tables of differences links a test that exists in the linked file."
+    text = (NBS / "guide/differences.md").read_text(encoding="utf-8")
+    rows = [l for l in text.splitlines() if l.startswith("| ") and not l.startswith("| what")]
+    assert len(rows) > 25
+    for row in rows:
+        links = re.findall(r"\[`(test_\w+)`\]\(https://github.com/[\w/-]+/(tests/test_\w+\.py)\)", row)
+        assert links, row
+        for name, file in links:
+            assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), name
 
 
 def test_every_notebook_can_be_taken_along(site):

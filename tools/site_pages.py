@@ -82,16 +82,14 @@ def names_of(
     return res
 
 
-def door() -> set:  # names that `from eo_brew.all import *` brings
-    "The public names, or nothing while there is no such module."
-    path = ROOT / "eo_brew/all.py"
-    if not path.exists():
-        return set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = {
-        a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names
-    }
-    return {n for n in names if n != "*" and not n.startswith("_")}
+def door() -> list:  # names that `from eo_brew.all import *` brings
+    "The public names."
+    tree = ast.parse((ROOT / "eo_brew/all.py").read_text(encoding="utf-8"))
+    return next(
+        ast.literal_eval(n.value)
+        for n in tree.body
+        if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"
+    )
 
 
 def reference() -> str:  # the index of names
@@ -117,7 +115,7 @@ def reference() -> str:  # the index of names
     return page(
         "All names",
         "The API: an index of the public functions and classes, package by package.",
-        (note if public else "") + "\n".join(parts),
+        note + "\n".join(parts),
     )
 
 
@@ -209,6 +207,60 @@ def command_line() -> str:  # the page of the command line
     )
 
 
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+
+def shown_message(
+    node,  # syntax tree of what an exception is called with
+) -> str:  # the message, … where a value stands
+    "The text of a message, as far as the source shows it."
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(
+            shown_message(v) if isinstance(v, ast.Constant) else "…" for v in node.values
+        )
+    if isinstance(node, ast.BinOp):
+        return shown_message(node.left) + shown_message(node.right)
+    return "…"
+
+
+def messages(
+    path: Path,  # an exported module
+) -> list:  # (message, exception)
+    "The errors that a module tells its users."
+    res = []
+    for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(n, ast.Raise) and isinstance(n.exc, ast.Call) and n.exc.args:
+            text = " ".join(shown_message(n.exc.args[0]).split())
+            kind = ast.unparse(n.exc.func)
+            if len(text.replace("…", "").split()) > 3 and kind != "NotImplementedError":
+                res.append((re.sub("…+", "…", text), kind))
+    return res
+
+
+def errors() -> str:  # the page of errors
+    "Messages of other libraries with their remedy (nbs/guide/_errors.md), then every message of this one."
+    first = (ROOT / "nbs/guide/_errors.md").read_text(encoding="utf-8").strip()
+    parts = [re.sub(r"/\d+[a-z]?_(\w+)\.ipynb", r"/\1.html", first)]
+    parts.append("## Messages of eo_brew\n\nEach says what to do; … stands for a value of yours.")
+    for package, holds in packages().items():
+        rows = []
+        for path in sorted((ROOT / "eo_brew" / package).glob("*.py")):
+            for text, kind in messages(path):
+                page = f"[{path.stem}](../{package}/{path.stem}.html)"
+                said = re.sub(r"([*_`\[\]$~])", r"\\\1", escaped(text))
+                rows.append([said, f"`{kind}`", page])
+        if rows:
+            rows = sorted({r[0]: r for r in rows}.values())
+            parts.append(f"### {package}\n\n" + table(["message", "kind", "page"], rows))
+    return page(
+        "Errors",
+        "Paste a message into the search, and land on its remedy.",
+        "\n\n".join(parts),
+    )
+
+
 # The project's files --------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +328,7 @@ def pages(
     made = {
         "reference/index.md": reference(),
         "reference/cli.md": command_line(),
+        "reference/errors.md": errors(),
         "project/citation.md": citation(url),
         "404.md": missing_page(),
     }
