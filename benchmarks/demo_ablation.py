@@ -1,6 +1,6 @@
 """What each option of the demo brings: the table of the tutorial "DEO on one scene".
 
-    python benchmarks/demo_ablation.py [--out nbs/tutorials/demo_ablation.csv] [--steps 240] [--seeds 0 1 2] \\
+    python benchmarks/demo_ablation.py [--out OUT.csv] [--steps 240] [--seeds 0 1 2] \\
         [--runs shipped ...] [--threads 2]
 
 One line a run: options, seed, and the linear probe (macro-F1, accuracy) of the frozen tokens on
@@ -59,7 +59,7 @@ def main():
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--out", type=Path, default=Path("nbs/tutorials/demo_ablation.csv"))
+    p.add_argument("--out", type=Path, default=Path("eo_brew/samples/measured/demo_ablation.csv"))
     p.add_argument("--steps", type=int, default=240)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

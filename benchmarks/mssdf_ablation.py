@@ -29,6 +29,7 @@ from eo_brew.app.demo import S2_GROUND_BANDS, fit_steps, sample_loaders
 from eo_brew.probes.scene_probe import scene_probe
 from eo_brew.models.teachers import efficientnet_lite_teacher
 
+MEASURED = Path(__file__).parent.parent / "eo_brew" / "samples" / "measured"
 OFF = dict(align=0.0, hsic=0.0, modality=0.0)
 VARIANTS = {
     "random encoder": None,
@@ -164,7 +165,7 @@ def main():
         probe = scene_probe(enc, scene, sample_labels(), (4, 5), window=SIZE, seed=0)
         return {**row, "macro_f1": round(probe.macro_f1, 4), "accuracy": round(probe.accuracy, 4)}
 
-    table(run, COLUMNS, Path(__file__).with_suffix(".csv"))
+    table(run, COLUMNS, MEASURED / "mssdf_ablation.csv")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mssdf_ablation import PARTS, SIZE, Kept, table, train
+from mssdf_ablation import MEASURED, PARTS, SIZE, Kept, table, train
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -74,7 +74,7 @@ def main():
         )
         return {**row, "height_r2": round(float(probe.score(*patches(enc, test))), 4)}
 
-    table(run, COLUMNS, Path(__file__).with_suffix(".csv"), VARIANTS, __doc__)
+    table(run, COLUMNS, MEASURED / "mssdf_olinda.csv", VARIANTS, __doc__)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-FILE = Path(__file__).parent.parent / "nbs" / "tutorials" / "speed.json"
+FILE = Path(__file__).parent.parent / "eo_brew" / "samples" / "measured" / "speed.json"
 
 
 def record(name, device="cpu", **values):

@@ -1,6 +1,6 @@
 """Where DEO's encoder stands on the shipped scene: one table with the baselines.
 
-    python benchmarks/scene_table.py [--dinov2 FILE] [--steps 240 960] [--seeds 0] [--out scene_table.csv]
+    python benchmarks/scene_table.py [--dinov2 FILE] [--steps 240 960] [--seeds 0] [--out eo_brew/samples/measured/scene_table.csv]
 
 Trains the demo's student for each teacher, number of steps and seed, and puts it beside raw
 pixels, random weights, per-pixel random forests and the frozen optical teachers on RGB; linear
@@ -190,7 +190,7 @@ def main():
     p.add_argument("--steps", type=int, nargs="*", default=[240, 960])
     p.add_argument("--seeds", type=int, nargs="+", default=[0])
     p.add_argument("--dinov2")
-    p.add_argument("--out", type=Path, default=Path("scene_table.csv"))
+    p.add_argument("--out", type=Path, default=Path("eo_brew/samples/measured/scene_table.csv"))
     p.add_argument("--threads", type=int, default=2)
     args = p.parse_args()
     torch.set_num_threads(args.threads)

@@ -113,7 +113,8 @@ def test_ruff_finds_nothing():
 def test_lines_are_read_at_once(exported_cells):
     "Nine lines of ten have at most 90 characters."
     cells = [src for nb in MODULES for _, src in code_cells(nb) if is_export(src) == exported_cells]
-    widths = sorted(len(line) for src in cells for line in src.splitlines() if line.strip())
+    lines = [line for src in cells for line in src.splitlines() if line.strip()]
+    widths = sorted(len(line) for line in lines if not line.startswith("#|"))
     assert widths[len(widths) * 9 // 10] <= 90 and widths[-1] <= 120
 
 

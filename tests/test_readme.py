@@ -83,8 +83,10 @@ def test_python_fits_the_package():
         tree, names = ast.parse(block), {}
         for n in ast.walk(tree):
             if isinstance(n, ast.ImportFrom):
-                for a in n.names:
-                    names[a.name] = getattr(importlib.import_module(n.module), a.name)
+                module = importlib.import_module(n.module)
+                for name in (a.name for a in n.names):
+                    found = module.__all__ if name == "*" else [name]
+                    names |= {k: getattr(module, k) for k in found}
         for n in ast.walk(tree):
             if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in names:
                 inspect.signature(names[n.func.id]).bind(

@@ -389,7 +389,9 @@ def test_each_difference_has_its_test():
     rows = [l for l in text.splitlines() if l.startswith("| ") and not l.startswith("| what")]
     assert len(rows) > 25
     for row in rows:
-        links = re.findall(r"\[`(test_\w+)`\]\(https://github.com/[\w/-]+/(tests/test_\w+\.py)\)", row)
+        links = re.findall(
+            r"\[`(test_\w+)`\]\(https://github.com/[\w/-]+/(tests/test_\w+\.py)\)", row
+        )
         assert links, row
         for name, file in links:
             assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), name

@@ -86,6 +86,10 @@ def readme() -> str:  # the text of README.md
         r'(\]\(|src=")(?!\w+:|#|/)', r"\1nbs/", body
     )  # [text](x) and <img src="x">, not to the outside
     body = re.sub(r"\]\(" + re.escape(settings()["git_url"]) + r"/blob/\w+/", "](", body)
+    # pages that exist on the site alone
+    body = body.replace("](nbs/project/contributing.md)", "](CONTRIBUTING.md)")
+    host = settings()["doc_host"] + settings()["doc_baseurl"]
+    body = re.sub(r"\]\(nbs/(reference/\w+)\.md\)", rf"]({host}/\1.html)", body)
     return (
         "<!-- Made by `python tools/docs.py readme` from nbs/index.ipynb: edit that. -->\n\n"
         + body
