@@ -9,8 +9,6 @@ never trained on), effective rank of the tokens, and of every loss part the mean
 the last ten steps. Runs that OUT has already are kept.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from mssdf_ablation import MEASURED, PARTS, SIZE, Kept, table, train

@@ -1,6 +1,6 @@
 """Where DEO's encoder stands on the shipped scene: one table with the baselines.
 
-    python benchmarks/scene_table.py [--dinov2 FILE] [--steps 240 960] [--seeds 0] [--out eo_brew/samples/measured/scene_table.csv]
+    python benchmarks/scene_table.py [--dinov2 FILE] [--steps 240 960] [--seeds 0] [--out OUT.csv]
 
 Trains the demo's student for each teacher, number of steps and seed, and puts it beside raw
 pixels, random weights, per-pixel random forests and the frozen optical teachers on RGB; linear
