@@ -36,17 +36,17 @@ SHOWN = [
 # what readers ask -> the page that must come first or second
 QUESTIONS = {
     "nodata": "guide/faq.html",
-    "Swin": "models/backbones.html",
+    "Swin": "models/encoder.html",
     "install": "index.html",
     "Colab": "guide/faq.html",
     "cite": "project/citation.html",
     "API": "reference/index.html",
     "continue pretraining": "guide/faq.html",
     "fine-tune on my labels": "tasks/learners.html",
-    "embeddings of a region": "tutorials/a_map_of_embeddings.html",
+    "embeddings of a region": "guide/faq.html",
     "QGIS": "tutorials/a_map_of_embeddings.html",
     "more than three bands": "guide/faq.html",
-    "missing bands": "guide/faq.html",
+    "missing bands": "data/modalities.html",
     "normalisation": "scenes/stats.html",
     "which teacher": "guide/choosing.html",
     "which architecture": "guide/choosing.html",
@@ -561,7 +561,7 @@ def test_questions_find_their_pages(server, browser):
 def test_the_search_does_not_look_into_code(server, browser):
     "A word that occurs in code only is not found; a word with a wrong letter is."
     browser.open(server + "index.html")
-    assert browser.ask("siteSearch('test_close', 5)") == []
+    assert browser.ask("siteSearch('quiver', 5)") == []
     near = browser.ask("siteSearch('normalisatoin', 3).then(r => r.map(h => h.page))")
     assert "scenes/stats.html" in near
 

@@ -248,9 +248,9 @@ def errors() -> str:  # the page of errors
         rows = []
         for path in sorted((ROOT / "eo_brew" / package).glob("*.py")):
             for text, kind in messages(path):
-                page = f"[{path.stem}](../{package}/{path.stem}.html)"
+                where = f"[{path.stem}](../{package}/{path.stem}.html)"
                 said = re.sub(r"([*_`\[\]$~])", r"\\\1", escaped(text))
-                rows.append([said, f"`{kind}`", page])
+                rows.append([said, f"`{kind}`", where])
         if rows:
             rows = sorted({r[0]: r for r in rows}.values())
             parts.append(f"### {package}\n\n" + table(["message", "kind", "page"], rows))

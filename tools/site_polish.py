@@ -212,9 +212,10 @@ class Sections(HTMLParser):
     def __init__(
         self,
         page: str,  # HTML of a page
+        public: set = frozenset(),  # names of functions and classes
     ):
         super().__init__()
-        self.main, self.skip, self.stack = False, 0, []
+        self.main, self.skip, self.stack, self.public = False, 0, [], public
         self.title, self.description, self.heading = "", "", None
         self.sections = [dict(anchor="", heading="", text=[], names=[])]
         self.feed(page)
@@ -264,16 +265,13 @@ class Sections(HTMLParser):
             self.sections[-1]["heading"] += data
         else:
             self.sections[-1]["text"].append(data)
-            if (
-                self.stack
-                and any(t == "code" for t, _ in self.stack)
-                and re.fullmatch(r"[\w.-]+", data)
-            ):
+            if data in self.public:
                 self.sections[-1]["names"].append(data)
 
 
 def search_index(
     out: Path,  # the site
+    public: set,  # names of functions and classes
 ) -> list:  # one entry a section: address, title, heading, description, names, text
     "What the search looks through: titles, headings, descriptions, names and prose of all pages."
     entries = []
@@ -281,7 +279,7 @@ def search_index(
         href = p.relative_to(out).as_posix()
         if href == "404.html":
             continue
-        s = Sections(p.read_text(encoding="utf-8"))
+        s = Sections(p.read_text(encoding="utf-8"), public)
         for i, c in enumerate(s.sections):
             text = " ".join(" ".join(c["text"]).split())
             if not text and not c["heading"] and i:
@@ -309,6 +307,7 @@ def polish(
 ):
     "Polish every page, copy the notebooks, write the search index; no stylesheet asks another host."
     from docs import plain_name
+    from site_pages import names_of
 
     notebooks = {}
     for nb in (root / "nbs").rglob("*.ipynb"):
@@ -332,5 +331,7 @@ def polish(
     (out / "assets").mkdir(exist_ok=True)
     for f in ("search.js", "synonyms.json", "favicon.svg"):
         shutil.copy(root / "nbs/assets" / f, out / "assets" / f)
-    index = json.dumps(search_index(out), ensure_ascii=False)
+    modules = [p for p in (root / "eo_brew").glob("*/*.py") if p.stem != "__init__"]
+    public = {name for p in modules for name, _, _ in names_of(p)}
+    index = json.dumps(search_index(out, public), ensure_ascii=False)
     (out / "search.json").write_text(index, encoding="utf-8")

@@ -106,6 +106,7 @@
         .map((d) => [asked.reduce((n, g) => n + score(d, g), 0), d])
         .reduce((a, b) => (b[0] > a[0] ? b : a));
       total = (total + 1.5 * best[0]) * (found / asked.length) ** 2;
+      if (/^reference\/(index|errors)/.test(page)) total *= 0.5; // lists of everything
       if (fold(sections[0].e.title) === phrase) total *= 2;
       if (sections.some((d) => fold(d.e.section) === phrase)) total *= 1.5;
       hits.push({ page, total, href: best[1].e.href, title: best[1].e.title, section: best[1].e.section,
