@@ -474,7 +474,7 @@ LOOK = """(() => {
     overflow: document.documentElement.scrollWidth - innerWidth,
     heading: document.querySelector('h1').innerText, search: all('input[type=search]').filter(seen).length,
     toc: all('#TOC a').filter(seen).length, fold: all('.page-toc').filter(seen).length,
-    headings: all('main h2').length, skip: document.querySelector('a').className,
+    headings: all('main h2, main h3').length, skip: document.querySelector('a').className,
     open: all('#quarto-sidebar .sidebar-section.show').length, sections: all('#quarto-sidebar .sidebar-section').length,
     current: !here || !seen(here) || (here.getBoundingClientRect().top >= bar.getBoundingClientRect().top &&
       here.getBoundingClientRect().bottom <= bar.getBoundingClientRect().bottom)};

@@ -273,7 +273,8 @@ def project_file(
     "A file of the repository as a page; its first heading is the page's title, its links lead to the repository."
     text = (ROOT / name).read_text(encoding="utf-8")
     text = re.sub(r"\A# .*\n", "", text)
-    text = re.sub(r"\]\((?!\w+:|#)([^)]+)\)", rf"]({url}/blob/main/\1)", text)
+    text = re.sub(r"\]\(nbs/(images/[^)]+)\)", r"](../\1)", text)
+    text = re.sub(r"\]\((?!\w+:|#|\.\./)([^)]+)\)", rf"]({url}/blob/main/\1)", text)
     text = re.sub(r"(?<=[ (])#(\d+)\b", rf"[#\1]({url}/issues/\1)", text)
     return page(title, description, text)
 

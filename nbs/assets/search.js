@@ -73,7 +73,10 @@
         const known = Object.keys(index.df);
         const close = t.length >= 4 ? known.filter((x) => near(t, x)) : [];
         const longer = t.length >= 3 ? known.filter((x) => x.startsWith(t)) : [];
-        close.slice(0, 8).forEach((x) => add(x, 0.6));
+        close.slice(0, 8).forEach((x) => {
+          add(x, 0.6);
+          for (const v of index.also.get(x) || []) v.forEach((y) => add(y, 0.6 / Math.sqrt(v.length)));
+        });
         longer.slice(0, 30).forEach((x) => add(x, 0.5));
       } else if (i === words.length - 1 && t.length >= 3) {
         Object.keys(index.df).filter((x) => x.startsWith(t) && x !== t).slice(0, 30).forEach((x) => add(x, 0.25));
