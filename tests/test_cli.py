@@ -316,7 +316,18 @@ def test_missing_arguments_show_the_usage(eo, line):
     assert code == 2 and "usage: eo_brew" in out + err
 
 
-HEAVY = {"torch", "fastai", "timm", "rasterio", "xarray", "numpy", "matplotlib", "sklearn", "pandas", "h5py"}
+HEAVY = {
+    "torch",
+    "fastai",
+    "timm",
+    "rasterio",
+    "xarray",
+    "numpy",
+    "matplotlib",
+    "sklearn",
+    "pandas",
+    "h5py",
+}
 
 
 def modules_after(cwd, *argv):

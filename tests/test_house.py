@@ -21,7 +21,7 @@ from project import (
 from execnb.nbio import read_nb
 
 MODULES = [p for p in notebooks() if module_name(p)]
-TUTORIALS = [p for p in notebooks() if p.parent.name == "tutorials"]
+TUTORIALS = [p for p in notebooks() if p.parent.name in ("tutorials", "guide")]
 # what is asked for: 30, 15, 220, 60
 CELL_LINES = 100
 FUNC_LINES = 60

@@ -32,7 +32,9 @@ def read_table(
 
 
 TABLE = read_table((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.stem not in ("__init__", "__main__", "_modidx"))
+MODULES = sorted(
+    p for p in PACKAGE.rglob("*.py") if p.stem not in ("__init__", "__main__", "_modidx")
+)
 NUMBERED = [p for p in notebooks() if p.parent.name in TABLE]
 ORDER = {module_name(p): (list(TABLE).index(p.parent.name), p.name) for p in NUMBERED}
 
@@ -142,7 +144,9 @@ def test_module_imports_downward(path):
 
 
 @pytest.mark.parametrize(
-    "nb", [p for p in notebooks() if p.parent not in (NBS, NBS / "tutorials")], ids=nb_id
+    "nb",
+    [p for p in notebooks() if p.parent not in (NBS, NBS / "tutorials", NBS / "guide")],
+    ids=nb_id,
 )
 def test_notebook_is_in_the_table(nb):
     "A notebook exports the module of its place; its demonstrations import no more than the row allows."
