@@ -1,4 +1,6 @@
-"""The command line as a stranger uses it: what it prints and writes, and one line with exit code 2 for every mistake."""
+"""The command line as a stranger uses it: what it prints and writes, and one line with exit code 2
+for every mistake.
+"""
 
 import subprocess
 import sys

@@ -384,7 +384,7 @@ def test_disk_full_while_writing(whole, tmp_path, small_disk):
     small_disk(size // 2)
     with pytest.raises(
         CheckpointError,
-        match=r"step-00000007.ckpt could not be written .* MB are free .* make room and resume",
+        match=r"step-00000007.ckpt' could not be written: .* MB are free .*make room and resume",
     ):
         train(tmp_path, 3)
     small_disk(resource.RLIM_INFINITY)
@@ -555,20 +555,78 @@ def test_sigterm_in_validation(whole, tmp_path):
     check_same(whole, result(train(tmp_path, 3), tmp_path))
 
 
-def test_a_second_sigterm_ends_at_once(tmp_path):
-    class Twice(Callback):
-        def before_step(self):
-            for _ in range(2):
-                os.kill(os.getpid(), signal.SIGTERM)
+class Repeat(Callback):
+    "Send the signal several times in a step."
 
+    def __init__(self, times=2, pause=0.0):
+        self.times = times
+        self.pause = pause
+
+    def before_step(self):
+        if self.train_iter == 5:
+            for _ in range(self.times):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(self.pause)
+
+
+def test_the_same_signal_twice_in_a_row_is_one(whole, tmp_path):
+    "Queues repeat themselves: the checkpoint is written all the same, and nothing stays of the handler."
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as e:
-        train(tmp_path, 3, cbs=[StopOnSignal(), Twice()])
-    assert (
-        e.value.code == EXIT_STOPPED
-        and not list_checkpoints(tmp_path)
-        and signal.getsignal(signal.SIGTERM) == before
-    )
+        train(tmp_path, 3, steps=1000, cbs=[StopOnSignal(), Repeat()])
+    assert e.value.code == EXIT_STOPPED and [c.stem for c in list_checkpoints(tmp_path)] == [
+        "step-00000006"
+    ]
+    assert signal.getsignal(signal.SIGTERM) == before
+    check_same(whole, result(train(tmp_path, 3), tmp_path))
+
+
+def test_a_signal_that_comes_again_later_ends_at_once(tmp_path):
+    with pytest.raises(SystemExit) as e:
+        train(tmp_path, 3, steps=1000, cbs=[StopOnSignal(patience=0.01), Repeat(pause=0.05)])
+    assert e.value.code == EXIT_STOPPED and not list_checkpoints(tmp_path)
+
+
+def test_a_signal_while_the_checkpoint_is_written(whole, tmp_path, monkeypatch):
+    "Also the last one: the second signal comes in the middle of the checkpoint that the first one asked for."
+    from eo_brew.runs import checkpoints
+
+    write = checkpoints.write_checkpoint
+
+    def disturbed(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(*args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(checkpoints, "write_checkpoint", disturbed)
+    with pytest.raises(SystemExit) as e:
+        train(tmp_path, 3, steps=7, cbs=[StopOnSignal()])
+    monkeypatch.undo()
+    assert e.value.code == EXIT_STOPPED and [c.stem for c in list_checkpoints(tmp_path)] == [
+        "step-00000007"
+    ]
+    check_same(whole, result(train(tmp_path, 3), tmp_path))
+
+
+def in_a_group(folder, epochs, workers, signals, pipe):
+    os.setpgid(0, 0)
+    cbs = [Tell(pipe), StopOnSignal(("SIGTERM", "SIGINT"))]
+    train(folder, epochs, steps=1000, cbs=cbs, num_workers=workers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers, times", [(0, 1), (2, 1), (2, 3)])
+def test_the_whole_group_is_told(whole, tmp_path, number, workers, times):
+    "What schedulers, service managers and terminals do: loader workers get the signal too, and died of it."
+    p, hear = started(in_a_group, tmp_path, 3, workers, None)
+    while hear.recv() < 8:
+        pass
+    for _ in range(times):
+        os.killpg(p.pid, number)
+    p.join(60)
+    assert p.exitcode == EXIT_STOPPED
+    assert len(list_checkpoints(tmp_path)) == 1 and not list(tmp_path.glob(".*"))
+    check_same(whole, result(train(tmp_path, 3), tmp_path))
 
 
 def loses_a_worker(folder, epochs, pipe):

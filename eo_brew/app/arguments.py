@@ -7,7 +7,7 @@ __all__ = ['GROUPS', 'SENSORS', 'several', 'flag', 'described', 'reading', 'Pars
            'known_sensor', 'existing', 'existing_encoder', 'read_config', 'print_config', 'read_arguments',
            'option_words']
 
-# %% ../../nbs/app/02_arguments.ipynb #a4c79cb3
+# %% ../../nbs/app/02_arguments.ipynb #dbe6afa0
 import argparse
 import difflib
 import inspect
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from fastcore.docments import docments
+
+from ..core.trust import check_folder
 
 # %% ../../nbs/app/02_arguments.ipynb #9ceb52a5
 def several(
@@ -61,7 +63,7 @@ def described(
 #: what `**name` in the signature of a command stands for
 GROUPS = {}
 
-# %% ../../nbs/app/02_arguments.ipynb #eeba8557
+# %% ../../nbs/app/02_arguments.ipynb #5fcd5554
 def reading(
     offset: float = None,  # DN to add to every value, before the gain (default: as the product says)
     gain: float = None,  # multiplied after the offset (reflectance 0..1 to DN: 10000)
@@ -71,6 +73,7 @@ def reading(
         "scl", "fmask", "hls_fmask", "qa_pixel"
     ] = None,  # cloud mask in the folder of each scene
     gsd: float = None,  # read at this pixel size, in units of the CRS (default: the finest band)
+    allow_outside: bool = False,  # files in a folder of scenes may be links or VRTs that lead out of it
 ) -> dict:  # those that were given
     "How to read scenes."
     given = dict(offset=offset, gain=gain, nodata=nodata, crs=crs, mask=mask, gsd=gsd)
@@ -128,7 +131,7 @@ def make_parser(
     )
     return parser
 
-# %% ../../nbs/app/02_arguments.ipynb #ec440190
+# %% ../../nbs/app/02_arguments.ipynb #e390cd8e
 #: sensors that are built in, as `list_sensors()` has them
 SENSORS = (
     "dem dsm landsat5_sr landsat7_dn landsat7_sr landsat8_sr landsat8_toa landsat9_sr landsat9_toa "
@@ -162,8 +165,9 @@ def existing(
     path: str,  # file or folder, also a pattern or a URL
     what: str,  # for the message
 ):
-    "Raise a ValueError for a local path that does not exist."
+    "Raise a ValueError for a local path that does not exist, or a folder with files that lead out of it."
     path = str(path)
+    check_folder(path)
     if (
         "://" in path
         or "*" in path

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'whole_parser', 'complain', 'main']
 
-# %% ../../nbs/app/05_cli.ipynb #d4898a6c
+# %% ../../nbs/app/05_cli.ipynb #f3986ed7
 import difflib
 import inspect
 import signal
 import sys
 import warnings
+from contextlib import nullcontext
 
 import eo_brew
 from eo_brew.app.arguments import (
@@ -23,7 +24,7 @@ from eo_brew.app.arguments import (
 )
 from .train_commands import run_demo, run_pretrain
 from .use_commands import run_export, run_info, run_predict, run_probe
-from ..core.trust import plain_text
+from ..core.trust import allow_outside, plain_text
 
 # %% ../../nbs/app/05_cli.ipynb #192ec89c
 #: name -> documented function
@@ -48,7 +49,7 @@ def whole_parser() -> Parser:  # of all commands
         add_arguments(commands.add_parser(name, help=function.__doc__), function)
     return parser
 
-# %% ../../nbs/app/05_cli.ipynb #9ef07768
+# %% ../../nbs/app/05_cli.ipynb #0a0ad75b
 def complain(
     what,  # message or exception
     code: int = 2,  # exit code
@@ -101,7 +102,8 @@ def main(
     try:
         values = read_arguments(argv[0], function, argv[1:])
         if values is not None:
-            function(**_grouped(function, values))
+            with allow_outside() if values.get("allow_outside") else nullcontext():
+                function(**_grouped(function, values))
     except (ValueError, OSError) as e:
         return complain(e, options=options)
     except KeyboardInterrupt:

@@ -8,7 +8,6 @@ __all__ = ['block_grid', 'open_for', 'weights_digest', 'sample_cells', 'MapJob',
 # %% ../../nbs/maps/02_predict.ipynb #716b7911
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -33,7 +32,16 @@ from eo_brew.maps.write import (
     write_zarr,
 )
 from ..scenes.open import EOAccessor, Scene, open_scene
+from eo_brew.core.files import (
+    NotWritten,
+    atomic_write,
+    check_made_here,
+    check_private,
+    one_writer,
+    private_folder,
+)
 from ..core.sensors import get_sensor, list_sensors
+from ..core.trust import check_finite_weights
 from .sweep import Sweep, model_modality
 from ..weights.save import find_encoder
 
@@ -165,6 +173,21 @@ def sample_cells(
     return torch.cat(found)[:most]
 
 # %% ../../nbs/maps/02_predict.ipynb #aa5e5a40
+def _job_note(folder):
+    "What a folder of blocks says of its job. Raises a ValueError for a folder that is none."
+    try:
+        note = json.loads((folder / "job.json").read_text())
+        if "weights" in note and "version" in note:
+            return note
+    except (OSError, ValueError, TypeError, RecursionError):
+        pass
+    if all(p.name.startswith(".") for p in folder.iterdir()):  # killed before the note was written
+        return {}
+    raise ValueError(
+        f"{folder} is no job of eo_brew, and would be removed: rename it, or give another out"
+    )
+
+
 class MapJob:
     "A sweep cut into blocks that are kept as files; can be stopped at any moment and resumed."
 
@@ -185,29 +208,20 @@ class MapJob:
             _fingerprint(sweep, block=block, pca=pca, dtype=dtype, seed=seed),
             self.folder / "job.json",
         )
-        if self.folder.exists() and not (
-            resume and note.exists() and _same(json.loads(note.read_text()), about)
-        ):
+        if self.folder.exists() and not (resume and _same(_job_note(self.folder), about)):
             shutil.rmtree(self.folder)
-        self.folder.mkdir(exist_ok=True)
+        private_folder(self.folder)
         if not note.exists():
             self.put("job.json", lambda f: f.write(json.dumps(about).encode()))
         self.packing = self._pack(pca, dtype, seed)
 
     def put(self, name, write):
         "Write a file of the job under another name, then move it."
-        aside = self.folder / f"{name}.{os.getpid()}.part"
         try:
-            with open(aside, "wb") as f:
+            with atomic_write(self.folder / name) as aside, open(aside, "wb") as f:
                 write(f)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(aside, self.folder / name)
-        except OSError as e:
-            aside.unlink(missing_ok=True)
-            raise ValueError(
-                f"{self.folder / name} could not be written: {e}. Is the disk full? Make room and call again: finished blocks are kept"
-            ) from e
+        except NotWritten as e:
+            raise NotWritten(f"{e}. Make room and call again: finished blocks are kept") from e
 
     def _pack(self, pca, dtype, seed):
         "Fit the packing on some windows spread over the scene, or read it back."
@@ -252,6 +266,8 @@ def _run_remote(file, b):
     import cloudpickle
 
     if file not in _jobs:
+        check_private(Path(file).parent)  # what is read here runs
+        check_private(file)
         _jobs.clear()
         with open(file, "rb") as f:
             _jobs[file] = cloudpickle.load(f)
@@ -355,6 +371,18 @@ def _colors(n):
     return tuple(to_hex(colormaps["tab20"](i % 20)) for i in range(n))
 
 # %% ../../nbs/maps/02_predict.ipynb #41cf4fbe
+def _check_inputs(out, scenes):
+    "A map never takes the place of what it is made from."
+    if not out.exists():
+        return
+    for s in scenes.values():
+        for f in {s.name, *(b.file for b in s.bands if b is not None)}:
+            if Path(f).exists() and out.samefile(f):
+                raise ValueError(
+                    f"out={str(out)!r} is what the map is made from: choose another name"
+                )
+
+
 def predict_raster(
     model,  # encoder, task model or its Learner, `ProbeMap`, or a function of a batch dict -> (B,K,h,w)
     scene,  # path, `Scene`, array of `open_raster`, or {modality: any of these} on one grid
@@ -379,6 +407,7 @@ def predict_raster(
         raise ValueError(f"out={str(out)!r} must end in .tif (COG) or .zarr")
     if out.exists() and not overwrite:
         raise ValueError(f"out={str(out)!r} exists: choose another name or pass overwrite=True")
+    check_made_here(out)
     if not out.parent.is_dir():
         raise ValueError(
             f"out={str(out)!r}: the folder {str(out.parent)!r} does not exist, make it first"
@@ -388,19 +417,22 @@ def predict_raster(
         m: open_for(s, model, m if m in _modalities(model) else modality)
         for m, s in (scene if isinstance(scene, dict) else {modality: scene}).items()
     }
+    _check_inputs(out, scenes)
     sw = Sweep(model, scenes, modality, kind, **sweep)
+    if sw.module is not None:
+        check_finite_weights(sw.module.state_dict(), "the model")
     check_packing(sw.kind, sw.channels, pca, dtype)
     names, colors = _check_names(sw, model, pca, names, colors)  # before a former job is touched
-    job = MapJob(sw, out.with_name(f".{out.name}.parts"), block, pca, dtype, resume)
-    if client is not None:
-        run_on_cluster(job, client, progress)
-    else:
-        for b in _bar(job.missing(), progress):
-            job.run(b)
-    (write_zarr if out.suffix == ".zarr" else write_cog)(
-        out, _spec(job, model, names, colors, tags), job.parts()
-    )
-    shutil.rmtree(job.folder)
+    with one_writer(out):
+        job = MapJob(sw, out.with_name(f".{out.name}.parts"), block, pca, dtype, resume)
+        if client is not None:
+            run_on_cluster(job, client, progress)
+        else:
+            for b in _bar(job.missing(), progress):
+                job.run(b)
+        write = write_zarr if out.suffix == ".zarr" else write_cog
+        write(out, _spec(job, model, names, colors, tags), job.parts())
+        shutil.rmtree(job.folder)
     return out
 
 # %% ../../nbs/maps/02_predict.ipynb #6d73c3fc

@@ -22,6 +22,7 @@ from ..models.encoder import Encoder
 from ..data.samples import fill_invalid
 from ..scenes.open import Scene, open_scene, read_window
 from ..core.checks import check_name
+from ..core.trust import check_finite
 from ..core.sensors import Sensor, get_sensor
 from ..weights.save import find_encoder
 
@@ -280,8 +281,8 @@ def _measure(self, kind, model, overlap, margin):
 
 
 @torch.no_grad()
-def _run(self, batch):
-    "Model on a batch; probabilities for classes, fp32."
+def _run(self, batch, where="a trial window"):
+    "Model on a batch; probabilities for classes, fp32. Raises a ValueError for output that is not finite."
     with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
         y = self.fn({k: v.to(self.device) for k, v in batch.items()})
     if not isinstance(y, Tensor) or y.ndim != 4:
@@ -289,7 +290,9 @@ def _run(self, batch):
         raise ValueError(
             f"the model gives {what} for a window, wanted (B,K,h,w): a model of whole images or of boxes makes no map"
         )
-    return y.float()
+    y = y.float()
+    check_finite(y, f"the model's output for {where}")
+    return y
 
 # %% ../../nbs/maps/00_sweep.ipynb #2deb5450
 class Sweep:
@@ -380,7 +383,8 @@ def _add(self: Sweep, acc, weight, strip, cells, y, x0, xs, left):
     wy = ramp(n, self.overlap, self.margin, y == 0, y == self.ys[-1])
     for i in range(0, len(todo), self.bs):
         part = todo[i : i + self.bs]
-        out = self._run(self.windows(strip, [x - x0 for x in part]))
+        where = f"{self.scene.name}, windows at row {y * self.cell}, columns {[x * self.cell for x in part]}"
+        out = self._run(self.windows(strip, [x - x0 for x in part]), where)
         if self.kind == "classes":
             out = out.softmax(1)
         for x, o in zip(part, out):

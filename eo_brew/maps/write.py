@@ -7,8 +7,6 @@ __all__ = ['Packing', 'check_packing', 'fit_packing', 'MapSpec', 'hex_rgba', 'wr
 
 # %% ../../nbs/maps/01_write.ipynb #5ca969b8
 import json
-import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from ..core.checks import check_name
+from ..core.files import NotWritten, atomic_write, clear_dead
 
 # %% ../../nbs/maps/01_write.ipynb #187fb8eb
 _NODATA = dict(uint8=255, int8=-128, int16=-32768, float32=float("nan"), float16=float("nan"))
@@ -139,18 +138,6 @@ def hex_rgba(
     except (ValueError, TypeError):
         raise ValueError(f"colors: {color!r} is not a colour like '#1f77b4'") from None
 
-# %% ../../nbs/maps/01_write.ipynb #52969f0a
-def _clear_dead(path):
-    "Remove what killed processes were writing in the place of `path`."
-    start = f".{path.name}."  # a process number follows
-    for p in path.parent.glob(f"{start}*"):
-        try:
-            os.kill(int(p.name[len(start) :].split(".")[0]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
-        except (ValueError, PermissionError):
-            pass  # no file of ours, or a living process of somebody else
-
 # %% ../../nbs/maps/01_write.ipynb #cad86e82
 def _describe(dst, spec):
     "Names, colours, scales and provenance into an open GeoTIFF."
@@ -179,23 +166,10 @@ def _check_end(file):
     "A full disk is not always reported when a file is closed: the last tile, written last, must be there."
     with rasterio.open(file) as src:
         src.read(window=Window(src.width - 1, src.height - 1, 1, 1))
-    with open(file, "rb+") as f:
-        os.fsync(f.fileno())
 
 
-def write_cog(
-    path: str | Path,  # .tif to write; overwritten
-    spec: MapSpec,  # what it is
-    blocks: Iterable,  # of (y, x, array (C,h,w)), cells; each once
-) -> Path:
-    "Write blocks as a tiled, compressed COG; it appears when it is whole."
-    path, dtype, half = Path(path), spec.packing.dtype, {}
-    if dtype == "float16":
-        dtype, half = "float32", dict(nbits=16)  # how GeoTIFF stores half floats; read as float32
-    _clear_dead(path)
-    plain, aside = (
-        path.with_name(f".{path.name}.{os.getpid()}.{e}") for e in ("plain.tif", "part.tif")
-    )
+def _plain_tif(path, spec, blocks, dtype, half):
+    "Blocks as a tiled GeoTIFF, in the order in which they come."
     profile = dict(
         driver="GTiff",
         dtype=dtype,
@@ -212,37 +186,69 @@ def write_cog(
         bigtiff="IF_SAFER",
         **half,
     )
+    with rasterio.open(path, "w", **profile) as dst:
+        _describe(dst, spec)
+        for y, x, a in blocks:
+            window = Window(x, y, a.shape[2], a.shape[1])
+            dst.write(a.astype(dtype, copy=False), window=window)
+
+
+def write_cog(
+    path: str | Path,  # .tif to write; overwritten
+    spec: MapSpec,  # what it is
+    blocks: Iterable,  # of (y, x, array (C,h,w)), cells; each once
+) -> Path:
+    "Write blocks as a tiled, compressed COG; it appears when it is whole."
+    path, dtype, half = Path(path), spec.packing.dtype, {}
+    if dtype == "float16":
+        dtype, half = "float32", dict(nbits=16)  # how GeoTIFF stores half floats; read as float32
+    clear_dead(path)
+    cog = dict(compress="deflate", blocksize=512, bigtiff="IF_SAFER", **half)
+    cog |= dict(predictor="NO" if dtype == "uint8" else "YES")
+    cog |= dict(overview_resampling="nearest" if spec.packing.kind == "classes" else "average")
     try:
-        with rasterio.Env(GDAL_CACHEMAX=128 << 20):  # bytes
-            with rasterio.open(plain, "w", **profile) as dst:
-                _describe(dst, spec)
-                for y, x, a in blocks:
-                    dst.write(
-                        a.astype(dtype, copy=False), window=Window(x, y, a.shape[2], a.shape[1])
-                    )
-            rasterio.shutil.copy(
-                plain,
-                aside,
-                driver="COG",
-                compress="deflate",
-                blocksize=512,
-                bigtiff="IF_SAFER",
-                predictor="NO" if dtype == "uint8" else "YES",
-                **half,
-                overview_resampling="nearest" if spec.packing.kind == "classes" else "average",
-            )
-        _check_end(aside)
-        os.replace(aside, path)
-    except (RasterioError, CPLE_BaseError, OSError) as e:
-        raise ValueError(
-            f"path={str(path)!r} could not be written: {e}. No file of that name was made; is the disk full?"
-        ) from e
-    finally:
-        for p in (plain, aside):
-            p.unlink(missing_ok=True)
+        with atomic_write(path, (RasterioError, CPLE_BaseError)) as aside:
+            with rasterio.Env(GDAL_CACHEMAX=128 << 20):  # bytes
+                plain = aside.with_name("plain.tif")
+                _plain_tif(plain, spec, blocks, dtype, half)
+                rasterio.shutil.copy(plain, aside, driver="COG", **cog)
+                plain.unlink()
+            _check_end(aside)
+    except NotWritten as e:
+        raise NotWritten(f"{e}. No file of that name was made") from e
     return path
 
 # %% ../../nbs/maps/01_write.ipynb #c9cc3495
+def _fill_store(root, spec, blocks, chunk):
+    "Coordinates, place, numbers and provenance into an open Zarr group."
+    (h, w), t, p = spec.shape, spec.transform, spec.packing
+
+    def put(name, data, dims, **attrs):
+        a = root.create_array(name, shape=data.shape, dtype=data.dtype, chunks=data.shape or "auto")
+        a[...] = data
+        a.attrs.update(_ARRAY_DIMENSIONS=dims, **attrs)
+
+    put("y", t.f + t.e * (np.arange(h) + 0.5), ["y"])
+    put("x", t.c + t.a * (np.arange(w) + 0.5), ["x"])
+    place = dict(
+        crs_wkt=spec.crs, spatial_ref=spec.crs, GeoTransform=" ".join(map(str, t.to_gdal()))
+    )
+    put("spatial_ref", np.array(0), [], **place)
+    chunks = (spec.count, min(chunk, h), min(chunk, w))
+    a = root.create_array(
+        "map", shape=(spec.count, h, w), dtype=p.dtype, chunks=chunks, fill_value=p.nodata
+    )
+    about = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (spec.tags or {}).items()}
+    if p.scale is not None:
+        about |= dict(band_scale=p.scale.tolist(), band_offset=p.offset.tolist())
+    about |= dict(
+        _ARRAY_DIMENSIONS=["band", "y", "x"], grid_mapping="spatial_ref", names=list(spec.names)
+    )
+    a.attrs.update(about)
+    for y, x, b in blocks:
+        a[:, y : y + b.shape[1], x : x + b.shape[2]] = b
+
+
 def write_zarr(
     path: str | Path,  # .zarr folder to write; replaced
     spec: MapSpec,  # what it is
@@ -255,59 +261,12 @@ def write_zarr(
     except ImportError as e:
         raise ValueError('zarr is not installed: pip install "eo_brew[zarr]"') from e
     path = Path(path)
-    (h, w) = spec.shape
-    t = spec.transform
-    p = spec.packing
-    _clear_dead(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    clear_dead(path)
     try:
-        root = zarr.open_group(str(aside), mode="w", zarr_format=2)
-
-        def put(name, data, dims, **attrs):
-            a = root.create_array(
-                name, shape=data.shape, dtype=data.dtype, chunks=data.shape or "auto"
-            )
-            a[...] = data
-            a.attrs.update(_ARRAY_DIMENSIONS=dims, **attrs)
-
-        put("y", t.f + t.e * (np.arange(h) + 0.5), ["y"])
-        put("x", t.c + t.a * (np.arange(w) + 0.5), ["x"])
-        put(
-            "spatial_ref",
-            np.array(0),
-            [],
-            crs_wkt=spec.crs,
-            spatial_ref=spec.crs,
-            GeoTransform=" ".join(map(str, t.to_gdal())),
-        )
-        a = root.create_array(
-            "map",
-            shape=(spec.count, h, w),
-            dtype=p.dtype,
-            chunks=(spec.count, min(chunk, h), min(chunk, w)),
-            fill_value=p.nodata,
-        )
-        more = (
-            {}
-            if p.scale is None
-            else dict(band_scale=p.scale.tolist(), band_offset=p.offset.tolist())
-        )
-        a.attrs.update(
-            _ARRAY_DIMENSIONS=["band", "y", "x"],
-            grid_mapping="spatial_ref",
-            names=list(spec.names),
-            **more,
-            **{k: v if isinstance(v, str) else json.dumps(v) for k, v in (spec.tags or {}).items()},
-        )
-        for y, x, b in blocks:
-            a[:, y : y + b.shape[1], x : x + b.shape[2]] = b
-        zarr.consolidate_metadata(root.store)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(aside, path)
-    except OSError as e:
-        raise ValueError(
-            f"path={str(path)!r} could not be written: {e}. No store of that name was made; is the disk full?"
-        ) from e
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        with atomic_write(path) as aside:
+            root = zarr.open_group(str(aside), mode="w", zarr_format=2)
+            _fill_store(root, spec, blocks, chunk)
+            zarr.consolidate_metadata(root.store)
+    except NotWritten as e:
+        raise NotWritten(f"{e}. No store of that name was made") from e
     return path

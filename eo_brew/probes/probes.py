@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 from ..data.modalities import BandDropout
+from ..core.trust import check_finite
 
 # %% ../../nbs/probes/00_probes.ipynb #a2b2cbcf
 @dataclass
@@ -131,16 +132,18 @@ def _inputs(batch, modality, ignore):
     return d[modality], y
 
 
-def _chosen(enc, x, modality, layers):
-    "The final tokens as a list of one, or those of the chosen layers."
+def _chosen(enc, x, modality, layers, where):
+    "The final tokens as a list of one, or those of the chosen layers; all of them finite."
     out = enc(x, modality, layers=layers) if hasattr(enc, "modalities") else enc(x)
-    if layers is None:
-        return [out]
-    if not out.layers:
+    if layers is not None and not out.layers:
         raise ValueError(
             f"layers={layers}: this model returned no tokens of inner layers; use layers=None."
         )
-    return list(out.layers)
+    chosen = [out] if layers is None else list(out.layers)
+    for i, tokens in zip(["last"] if layers is None else layers, chosen):
+        check_finite(tokens.patches, f"layer {i} of the {type(enc).__name__} for {where}")
+        check_finite(tokens.cls, f"CLS of layer {i} of the {type(enc).__name__} for {where}")
+    return chosen
 
 # %% ../../nbs/probes/00_probes.ipynb #6dc75475
 def join_layers(
@@ -189,7 +192,9 @@ def encode(
     with frozen(encoder):
         for b in _batches(data, bs):
             x, y = _inputs(b, modality, ignore)
-            v, grid = join_layers(_chosen(encoder, x.to(dev), modality, layers), pool, layer_norm)
+            where = f"samples {n} to {n + len(x) - 1}"
+            outs = _chosen(encoder, x.to(dev), modality, layers, where)
+            v, grid = join_layers(outs, pool, layer_norm)
             if y is not None:
                 ys.append(_labels(y, grid, pool, ignore, min_labelled).cpu())
             gs.append(

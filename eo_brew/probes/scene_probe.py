@@ -97,7 +97,8 @@ def scene_tokens(
             )
             if scale != 1:
                 b = F.interpolate(b, scale_factor=scale, mode="bilinear")
-            v, grid = join_layers(_chosen(encoder, b, modality, layers), "tokens")
+            where = f"windows at (row, column) {wins[i : i + bs]}"
+            v, grid = join_layers(_chosen(encoder, b, modality, layers, where), "tokens")
             v = v.transpose(1, 2).unflatten(2, grid)
             if grid != (k, k):
                 v = F.interpolate(v, (k, k), mode="bilinear", antialias=grid[0] > k)
