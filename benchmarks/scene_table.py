@@ -32,6 +32,7 @@ from eo_brew.app.demo import (
     sample_loaders,
     small_student,
 )
+from eo_brew.data.splits import stripe_columns
 from eo_brew.probes.scene_probe import (
     RawCells,
     pixel_forest,
@@ -39,7 +40,6 @@ from eo_brew.probes.scene_probe import (
     scene_probe,
     scene_tokens,
     scene_windows,
-    stripe_columns,
 )
 from eo_brew.train.cache import cached_strides
 from eo_brew.models.teachers import VFMTeacher, efficientnet_lite_teacher

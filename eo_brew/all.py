@@ -47,7 +47,8 @@ from .app.demo import demo
 from .app.pretrain import pretrain
 
 # what an encoder is worth
-from .probes.probes import encode, knn_probe, linear_probe
+from .probes.features import encode
+from .probes.probes import knn_probe, linear_probe
 from .probes.scene_probe import scene_probe
 from .probes.protocols import cka
 from .probes.compare import compare

@@ -79,12 +79,13 @@ def _class_model(encoder, modality, layers, scene, labels):
     "A probe of the encoder fitted on labels, the names of its classes, and its scores."
     from eo_brew.maps.sweep import ProbeMap
     from eo_brew.methods.deo import distill_layers
-    from eo_brew.probes.scene_probe import scene_probe
+    from eo_brew.probes.scene_probe import scene_classifier
     from eo_brew.scenes.open import open_raster
 
     layers = layers or distill_layers(encoder)
-    r = scene_probe(encoder, open_raster(scene), labels, layers, modality)
-    print(f"probe on the test columns: macro-F1 {r.macro_f1:.3f}, accuracy {r.accuracy:.3f}")
+    r = scene_classifier(encoder, open_raster(scene), labels, layers, modality)
+    if r.n_test:
+        print(f"probe on the test columns: macro-F1 {r.macro_f1:.3f}, accuracy {r.accuracy:.3f}")
     return ProbeMap(encoder, r.model, len(r.classes), modality, layers), r.classes
 
 # %% ../../nbs/app/04_use_commands.ipynb #7dbe976f

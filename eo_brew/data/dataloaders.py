@@ -218,7 +218,7 @@ def eo_dataloaders(
     windows: Windows = None,  # a table of one's own, instead of stride, n and min_valid
     stride: int = None,  # distance of regular windows; None: `size`, less where there are few
     n: int = None,  # number of random windows instead of regular ones
-    split="ground",  # 'ground' (blocks), 'stripes' (of the embedded scene), or a function (windows, scenes) -> train, valid
+    split="ground",  # 'ground' (blocks), 'stripes' (of the sample scene), or a function (windows, scenes) -> both
     num_workers: int = 0,  # processes that read; 0: threads of this one
     in_memory: bool = None,  # keep the scenes in memory; None: if they are small
     on_error: str = "raise",  # or 'skip' what cannot be read, with a report

@@ -43,7 +43,8 @@ def band_positions(
     if None in found:
         lack = [b.name for b, i in zip(sensor.bands, found) if i is None]
         raise ValueError(
-            f"bands {lack} of {sensor.name} are not in the data set, which has {list(offered)}. Select the others with sensor.select([...]), or give bands=[...] if the names differ."
+            f"bands {lack} of {sensor.name} are not in the data set, which has {list(offered)}. "
+            "Select the others with sensor.select([...]), or give bands=[...] if the names differ."
         )
     return found
 
@@ -123,7 +124,8 @@ class TorchGeoData:
         x = torch.as_tensor(x).float()
         if x.shape[-3] <= max(self.index):
             raise ValueError(
-                f"images have {x.shape[-3]} bands, but the names given mean at least {max(self.index) + 1}: give bands=[...] in the order of the images."
+                f"images have {x.shape[-3]} bands, but the names given mean at least {max(self.index) + 1}: "
+                "give bands=[...] in the order of the images."
             )
         x = (x[..., self.index, :, :] + self.offset) * self.scale
         if x.ndim == 3:
@@ -209,7 +211,8 @@ class RasterPairs:
     ):
         if len(images) != len(labels) or not len(images):
             raise ValueError(
-                f"{len(images)} images and {len(labels)} labels: give one label file (or class) for each image, sorted alike."
+                f"{len(images)} images and {len(labels)} labels: "
+                "give one label file (or class) for each image, sorted alike."
             )
         self.images = images
         self.labels = labels

@@ -242,7 +242,8 @@ def scene_classes(
         lost = [p.name for p, n in zip(paths, names) if n is None]
         if lost:
             raise ValueError(
-                f"labels: no class for {lost[:5]} ({len(lost)} of {len(paths)} scenes); have {[k for k, _ in pairs[:5]]}"
+                f"labels: no class for {lost[:5]} ({len(lost)} of {len(paths)} scenes); "
+                f"have {[k for k, _ in pairs[:5]]}"
             )
     return names, sorted(set(names))
 

@@ -170,7 +170,8 @@ def match_files(
     lost = [Path(f).name for f, o in zip(first, out) if o is None]
     if lost and (not allow_missing or len(lost) == len(first)):
         raise ValueError(
-            f"{pattern!r}: no partner for {lost[:5]} ({len(lost)} of {len(first)}); pass allow_missing=True to train without them"
+            f"{pattern!r}: no partner for {lost[:5]} ({len(lost)} of {len(first)}); "
+            "pass allow_missing=True to train without them"
         )
     return out
 
@@ -218,7 +219,7 @@ class BandDropout(Transform):
         p: float = 0.1,  # probability that a band of a sample is dropped
         keep: int = 1,  # bands that stay at least
         modality: str = "ms",  # its name in the batch
-        generator: torch.Generator = None,  # CPU; None: one seeded by the batch's `index`, or the global one where there is none
+        generator: torch.Generator = None,  # CPU; None: one seeded by the batch's `index`
     ):
         super().__init__()
         if not 0 <= p < 1 or keep < 1:

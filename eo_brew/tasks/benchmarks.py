@@ -17,7 +17,8 @@ from torch.utils.data import Subset
 from fastai.callback.schedule import ParamScheduler, SchedPoly
 from fastai.torch_core import set_seed
 from ..data.datasets import GeoBenchData, RasterPairs, Tiles, TorchGeoData, dataset_loaders
-from ..probes.probes import encode, linear_probe
+from ..probes.features import encode
+from ..probes.probes import linear_probe
 from ..probes.protocols import multilabel_probe
 from .metrics import ConfusionScore, mean_iou
 from ..core.checks import check_name
@@ -173,6 +174,7 @@ class Recipe:
 
     @property
     def protocol(self):
+        "What is trained, and how."
         if self.task in ("class", "labels"):
             return "frozen, logistic regression on CLS"
         return (
