@@ -22,9 +22,9 @@ from rasterio.transform import from_bounds
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 
-from ..scenes.containers import ArrayScene
+from ..scenes.arrays import ArrayScene
 from ..scenes.open import open_scenes
-from ..scenes.scene import Scene, checked_read, handles, physical, read_window
+from ..scenes.scene import Scene, checked_read, dn_to_values, handles, nothing, read_window
 from ..core.sensors import Sensor, with_rgb
 
 # %% ../../nbs/data/01_modalities.ipynb #de7c64b9
@@ -45,11 +45,11 @@ def read_ground(
         x, _ = _warp(scene, scene.resampling, to)
         near, alpha = _warp(scene, "nearest", to)
     bad = ~alpha | np.isnan(near) if near.dtype.kind == "f" else np.broadcast_to(~alpha, near.shape)
-    for n in (scene.nodata, scene.saturated):
-        bad = bad if n is None else bad | (near == n)
+    more = nothing(scene, near)
+    bad = bad if more is None else bad | more
     if scene.mask is not None:
         bad = bad | _masked(scene.mask, to, ground)
-    return physical(scene, x, bad)
+    return dn_to_values(scene, x, bad)
 
 
 def _warp(

@@ -14,7 +14,8 @@ from pathlib import Path
 import rasterio
 from affine import Affine
 
-from ..core.sensors import Sensor, check_name, get_sensor, list_sensors
+from ..core.checks import check_name
+from ..core.sensors import Sensor, get_sensor, list_sensors
 from .facts import Fact, from_tags
 from .files import file_stamp, read_text, split_zip, zip_names
 
