@@ -85,7 +85,7 @@ def _data(dl) -> dict:
         "windows": windows_digest(getattr(dl.dataset, "windows", None)),
     }
 
-
+# %% ../../nbs/runs/02_checkpoints.ipynb #45d0a5d7
 class CheckpointCallback(Callback):
     "Write a checkpoint every so many minutes or steps, and at the end of the run; the newest `keep` stay."
 
@@ -122,7 +122,8 @@ class CheckpointCallback(Callback):
             )
 
     def before_train(self):
-        # the order of this epoch follows from the loader's generator as it is now, before it is drawn from; after `fit` the loader may be another
+        # the order of this epoch follows from the loader's generator as it is now, before it is drawn from;
+        # after `fit` the loader may be another
         self.order_state = _order_state(self.dl)
         self.data = _data(self.dl)
         self.taken = self.skipped
@@ -247,8 +248,8 @@ class ResumeCallback(Callback):
         where, model = self.state["where"], unwrap_model(self.model)
         if self.n_epoch != where["n_epoch"]:
             raise CheckpointError(
-                f"fit({self.n_epoch}) would go on with a run of {where['n_epoch']} epochs: its schedules are half way through "
-                f"those. Call fit({where['n_epoch']})"
+                f"fit({self.n_epoch}) would go on with a run of {where['n_epoch']} epochs: its schedules are "
+                f"half way through those. Call fit({where['n_epoch']})"
             )
         check_fits(model, self.state["model"])
         model.load_state_dict(self.state["model"])
@@ -290,13 +291,16 @@ def check_fits(
 
 
 def _check_data(dl, where):
-    "Raise a `CheckpointError` if the training data are not those of the run; what an older checkpoint does not say is not asked."
+    "Raise a `CheckpointError` if the training data are not those of the run; an older checkpoint says less of them."
     new, n = _data(dl), max(1, num_distrib())
     advice = {
-        "batch": f"a batch of all processes together is {new['batch']}, that of the run was {where['batch']}: give each of the {n} processes bs={where['batch'] / n:g}",
-        "batches": f"the loader has {new['batches']} batches, the run had {where['batches']}: go on with the same data, size and bs",
+        "batch": f"a batch of all processes together is {new['batch']}, that of the run was {where['batch']}: "
+        f"give each of the {n} processes bs={where['batch'] / n:g}",
+        "batches": f"the loader has {new['batches']} batches, the run had {where['batches']}: "
+        "go on with the same data, size and bs",
         "seed": f"the loader has seed={new['seed']}, the run had {where.get('seed')}: go on with the same seed",
-        "windows": "the training windows are not those of the run, so that windows of its validation may be among them: go on with the same scenes, size, split and seed",
+        "windows": "the training windows are not those of the run, so that windows of its validation may be "
+        "among them: go on with the same scenes, size, split and seed",
     }
     for k, text in advice.items():
         if k in where and where[k] != new[k]:

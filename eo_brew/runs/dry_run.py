@@ -27,6 +27,7 @@ from ..core.processes import unwrap_model
 from ..train.log import StepLog
 from .checkpoints import CheckpointCallback, ResumeCallback, rng_state, set_rng_state
 from .faults import StopOnSignal
+from .states import checkpoint_size
 from .monitors import CollapseMonitor, PeriodicProbe
 from ..train.inputs import ViewsCallback
 
@@ -128,6 +129,7 @@ class DryRun:
     probed: bool  # by real steps; else estimated
     steps: int  # of an epoch
     epochs: int | None = None  # planned
+    checkpoint: int | None = None  # bytes of one; a run keeps two
 
     @property
     def seconds(self) -> float:  # of the planned epochs; of one, if none were
@@ -141,16 +143,23 @@ class DryRun:
             else "not known here"
         )
         fits = (
-            f"{'' if self.probed else 'about '}{self.largest_batch}, {'tried' if self.probed else 'estimated from free memory'}"
+            f"{self.largest_batch}, tried"
+            if self.probed
+            else f"about {self.largest_batch}, estimated from free memory"
             if self.largest_batch
             else "not known"
         )
         lines = {
-            "speed": f"{self.images_per_s:.3g} images/s on {self.device}, {self.batch / self.images_per_s:.3g} s a step of {self.batch}, {self.wait:.0%} of it waiting for data",
+            "speed": f"{self.images_per_s:.3g} images/s on {self.device}, "
+            f"{self.batch / self.images_per_s:.3g} s a step of {self.batch}, {self.wait:.0%} of it waiting for data",
             "memory": memory,
             "largest batch": fits,
             f"{n} epoch{'s' * (n > 1)}": f"{n * self.steps:,} steps, {duration(self.seconds)}, validation not counted",
         }
+        if self.checkpoint:
+            lines["checkpoints"] = (
+                f"{self.checkpoint / 1e6:.0f} MB each, two are kept: weights, EMA teacher, optimiser"
+            )
         return "\n".join(f"{k:14} {v}" for k, v in lines.items())
 
 
@@ -249,17 +258,16 @@ def dry_run(
     "Measure a few training steps."
     if num_distrib() > 1:
         raise ValueError(
-            f"dry_run measures one process, this is one of {num_distrib()}: run it before the launcher, with the bs of one process"
+            f"dry_run measures one process, this is one of {num_distrib()}: run it before the launcher, "
+            "with the bs of one process"
         )
     if steps < 1 or warmup < 0:
         raise ValueError(f"steps={steps}, warmup={warmup}: measure at least one step")
     found = {}
 
     def job(learn):
-        found.update(
-            _speed(learn, steps, warmup),
-            **(_largest(learn) if probe else dict(largest_batch=None, probed=False)),
-        )
+        found.update(_speed(learn, steps, warmup), checkpoint=_checkpoint_bytes(learn))
+        found.update(_largest(learn) if probe else dict(largest_batch=None, probed=False))
 
     with _untouched(learn):
         learn.fit(1, cbs=_Inside(job))
@@ -268,6 +276,12 @@ def dry_run(
     )
 
 # %% ../../nbs/runs/05_dry_run.ipynb #71820c23
+def _checkpoint_bytes(learn):
+    "What a checkpoint of this learner takes: weights and buffers, and what the optimiser remembers of them."
+    own = sum(v.nbytes for v in unwrap_model(learn.model).state_dict().values())
+    return own + checkpoint_size(learn.opt.state_dict()["state"])
+
+
 def _speed(learn, steps, warmup):
     "Images a second, waiting and memory of real steps."
     device = torch.device(learn.dls.device)

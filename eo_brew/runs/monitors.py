@@ -55,10 +55,11 @@ def feature_health(
 # %% ../../nbs/runs/00_monitors.ipynb #a429dee4
 ADVICE = (
     "Try: a lower learning rate or a longer warm-up; a larger batch; an EMA momentum closer to 1; "
-    "for DEO check that the coding-rate term is in the loss and eps is small (.05). Also look at the input: constant or all-nodata patches give equal features."
+    "for DEO check that the coding-rate term is in the loss and eps is small (.05). "
+    "Also look at the input: constant or all-nodata patches give equal features."
 )
 
-
+# %% ../../nbs/runs/00_monitors.ipynb #bbac2df0
 class CollapseMonitor(Callback):
     "Logs effective rank, std and cosine of the student's features; warns, and can stop, when they collapse."
 
@@ -124,14 +125,16 @@ class CollapseMonitor(Callback):
             return self.pred[self.key]
         has = list(self.pred) if isinstance(self.pred, dict) else type(self.pred).__name__
         raise ValueError(
-            f"CollapseMonitor(key={self.key!r}): the model's output has {has}. Set key to one of its entries of shape (views, samples, width)."
+            f"CollapseMonitor(key={self.key!r}): the model's output has {has}. "
+            "Set key to one of its entries of shape (views, samples, width)."
         )
 
     def _alarm(self, rank, std, cos):
         if not self.warned or self.stop:
             what = "are not finite" if rank != rank else "have collapsed"
             warnings.warn(
-                f"features {what} at step {self.train_iter}: effective rank {rank:.2f}, std {std:.3f}, mean cosine {cos:.3f}. {ADVICE}"
+                f"features {what} at step {self.train_iter}: effective rank {rank:.2f}, std {std:.3f}, "
+                f"mean cosine {cos:.3f}. {ADVICE}"
             )
         self.warned = True
         if self.stop:
@@ -287,6 +290,7 @@ class LoaderWait(Callback):
         )
         if self.log[-1]["share"] > self.limit and len(self.log) == 1:
             warnings.warn(
-                f"training waits {self.log[-1]['share']:.0%} of its time for data. Use more threads= or num_workers= of eo_dataloaders, smaller windows, "
+                f"training waits {self.log[-1]['share']:.0%} of its time for data. "
+                "Use more threads= or num_workers= of eo_dataloaders, smaller windows, "
                 "uncompressed or tiled files (GeoTIFF instead of JP2), or in_memory=True where the scenes fit."
             )

@@ -7,7 +7,6 @@ __all__ = ['LossPart', 'ema_distance', 'log_values', 'StepLog', 'SmoothLoss', 'L
 
 # %% ../../nbs/train/00_log.ipynb #274163f8
 import csv
-import os
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from fastai.learner import AvgSmoothLoss, Metric, Recorder
 from fastai.torch_core import num_distrib, rank_distrib, to_detach
 from fastcore.basics import patch
 
+from ..core.files import atomic_write
 from ..core.processes import unwrap_model
 
 # %% ../../nbs/train/00_log.ipynb #521bdaf5
@@ -169,10 +169,8 @@ def flush(self: StepLog):
     if not set().union(*rows) <= self.columns.keys():
         kept = _rows_before(self.path, first)
         self.columns = dict.fromkeys([*(kept[0] if kept else ()), *(k for r in rows for k in r)])
-        _write_rows(
-            aside := self.path.with_name(f".{self.path.name}"), kept + rows, self.columns, "w"
-        )
-        os.replace(aside, self.path)
+        with atomic_write(self.path) as aside:
+            _write_rows(aside, kept + rows, self.columns, "w")
     else:
         _write_rows(self.path, rows, self.columns, "a")
 

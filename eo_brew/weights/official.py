@@ -119,7 +119,7 @@ def deo_vit(
         for k, v in weights.items()
     }
 
-
+# %% ../../nbs/weights/02_official.ipynb #3695d2be
 def deo_swin(
     weights: dict,  # name -> tensor, unwrapped
     sensors,  # function of {modality: bands} -> {modality: Sensor}
@@ -136,7 +136,8 @@ def deo_swin(
     }
     if not embeds or not tables:
         raise ValueError(
-            f"missing: conv_ms.0.weight or features.0.0.attn...; the file holds {list(weights)[:5]}, ...: not a Swin of DEO"
+            f"missing: conv_ms.0.weight or features.0.0.attn...; the file holds {list(weights)[:5]}, ...: "
+            "not a Swin of DEO"
         )
     first, stages = tables[(0, 0)], sorted({s for s, _ in tables})
     patch, window = (
@@ -220,7 +221,7 @@ def _mmpretrain_name(k):
         k = re.sub(pattern, new, k)
     return k
 
-
+# %% ../../nbs/weights/02_official.ipynb #0daf52ac
 def mssdf_vit(
     weights: dict,  # name -> tensor, unwrapped
     img_size: int = 320,  # px that the positions of a training file are made for
@@ -235,7 +236,8 @@ def mssdf_vit(
         weights = {_mmpretrain_name(k): v for k, v in weights.items()}
     if "patch_embed.proj.weight" not in weights:
         raise ValueError(
-            f"missing: encoder.patch_embed.proj.weight or patch_embed.projection.weight; the file holds {list(weights)[:5]}, ...: not a ViT of MSSDF"
+            "missing: encoder.patch_embed.proj.weight or patch_embed.projection.weight; "
+            f"the file holds {list(weights)[:5]}, ...: not a ViT of MSSDF"
         )
     embed = weights["patch_embed.proj.weight"]
     sensor = get_sensor(rgb) if embed.shape[1] == 3 else embed.shape[1]
