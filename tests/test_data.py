@@ -23,7 +23,7 @@ from eo_brew.data.modalities import BandDropout, open_modality
 from eo_brew.data.samples import WindowDataset, fill_invalid
 from eo_brew.scenes.open import open_scene, open_scenes, sample_labels, sample_scene, write_raster
 from eo_brew.scenes.scene import close_handles, read_window
-from eo_brew.core.sensors import get_sensor
+from eo_brew.core.sensors import Sensor, get_sensor
 from eo_brew.scenes.stats import band_statistics
 from eo_brew.data.splits import footprints, spatial_split, stripe_split
 from eo_brew.scenes.windows import Windows, window_index
@@ -755,3 +755,158 @@ def test_colours_of_a_missing_band_are_invalid(tmp_path):
         and not item["rgb_valid"].any()
         and item["ms_bands"].tolist() == [True, False, True, True]
     )
+
+
+def _flat(path, value=1, n=256, crs=32633, transform=Affine(10, 0, 300000, 0, -10, 5800000)):
+    "A raster as bare rasterio writes it."
+    x = np.asarray(value, "uint8")
+    x = np.full((1, n, n), x) if x.ndim == 0 else x[None]
+    profile = dict(driver="GTiff", dtype="uint8", count=1, height=x.shape[1], width=x.shape[2])
+    profile |= dict(crs=rasterio.CRS.from_epsg(crs) if crs else None, transform=transform)
+    with rasterio.open(path, "w", **profile) as dst:
+        dst.write(x)
+    return str(path)
+
+
+OWN = Sensor("own", [dict(name="a", wavelength=None, gsd=None, mean=0.0, std=1.0)])
+
+
+def test_a_scene_across_the_antimeridian_is_split(tmp_path):
+    "One Fiji scene among six made blocks as wide as the world: nothing was left for training."
+    noise = np.random.default_rng(0).integers(1, 255, (256, 256))
+    for zone in (10, 33, 55):
+        t = Affine(10, 0, 5e5, 0, -10, 5e6)
+        _flat(tmp_path / f"{zone}.tif", noise, crs=32600 + zone, transform=t)
+    fiji = Affine(10, 0, 178430, 0, -10, 8173370)
+    _flat(tmp_path / "fiji.tif", noise, crs=32701, transform=fiji)
+    dls = eo_dataloaders(tmp_path, OWN, size=64, bs=2, device="cpu")
+    assert len(dls.train_ds) > 40 and len(dls.valid_ds) > 0
+    scenes = dls.train_ds.scenes
+    fp, _ = footprints(window_index(scenes, 64), scenes)
+    assert (fp[:, 2] - fp[:, 0]).max() < 1500
+
+
+@pytest.mark.parametrize("first,second", [(32760, 32701), (32701, 32760), (32760, 4326), (4326, 32701)])
+def test_second_looks_across_the_antimeridian(tmp_path, first, second):
+    "The same place in zone 60, in zone 1 and in degrees: values as rasterio warps them, and none missing."
+    from rasterio.vrt import WarpedVRT
+    from rasterio.warp import transform_bounds
+
+    places = {32760: (815000, 8173370), 32701: (178430, 8173370), 4326: (179.985, -16.51)}
+    rows = np.repeat(np.arange(256)[:, None], 256, 1)
+    step = 1e-4 if first == 4326 else 10
+    t = Affine(step, 0, places[first][0], 0, -step, places[first][1])
+    a = open_scenes(_flat(tmp_path / "a.tif", rows, crs=first, transform=t), OWN)
+    if second == 4326:  # 179.9 to 180.1 degrees, as files that cross the line have them
+        l, b, r, top = transform_bounds(rasterio.CRS.from_epsg(first), "EPSG:4326", *a[0].bounds)
+        r = r if r > l else r + 360
+        t2 = Affine((r - l + 0.02) / 300, 0, l - 0.01, 0, -(top - b + 0.02) / 300, top + 0.01)
+    else:
+        l, b, r, top = transform_bounds(
+            rasterio.CRS.from_epsg(first), rasterio.CRS.from_epsg(second), *a[0].bounds
+        )
+        t2 = Affine(10, 0, l - 200, 0, -10, top + 200)
+    other = _flat(
+        tmp_path / "b.tif", np.arange(512 * 512).reshape(512, 512) % 251, crs=second, transform=t2
+    )
+    m = open_modality("b", dict(path=other, sensor=OWN, size=64), a)
+    found = m.find(0, a[0].bounds, a[0].crs)
+    assert found is not None
+    x, ok = m.read(0, a[0], (64, 64, 64, 64))
+    with rasterio.open(other) as src:
+        to = dict(
+            crs=rasterio.CRS.from_epsg(first), transform=a[0].transform @ Affine.translation(64, 64)
+        )
+        with WarpedVRT(src, width=64, height=64, add_alpha=True, **to) as v:
+            want, inside = v.read()
+    assert ok.mean() > 0.9 and (ok == (inside != 0)).mean() > 0.99
+    assert np.abs(x[0][ok] - want[ok].astype(float)).mean() < 12  # bilinear here, nearest there
+
+
+def test_labels_of_another_crs_are_not_accepted_by_equal_numbers(tmp_path):
+    scene = open_scenes(
+        _flat(tmp_path / "a.tif", np.arange(65536).reshape(256, 256) % 200 + 1), OWN
+    )
+    with pytest.raises(ValueError, match="label no pixel of a.tif"):
+        open_labels(_flat(tmp_path / "l.tif", crs=32632), scene)
+    t = Affine(10, 0, 300000, 0, -10, 5800000)
+    near = open_labels(_flat(tmp_path / "k.tif", transform=t @ Affine.translation(1e-8, 0)), scene)
+    assert (near.read(0, scene[0]) == 0).all()
+    bare = _flat(tmp_path / "n.tif", crs=None, transform=Affine.identity())
+    assert (open_labels(bare, scene).read(0, scene[0], (0, 0, 8, 8)) == 0).all()
+    with pytest.raises(ValueError, match="no CRS to warp them by"):
+        open_labels(_flat(tmp_path / "m.tif", n=100, crs=None, transform=Affine.identity()), scene)
+
+
+def test_labels_of_another_grid_as_rasterio_warps_them(tmp_path):
+    from rasterio.warp import Resampling, reproject, transform_bounds
+
+    scene = open_scenes(
+        _flat(tmp_path / "a.tif", np.arange(65536).reshape(256, 256) % 200 + 1), OWN
+    )[0]
+    l, b, r, t = transform_bounds(rasterio.CRS.from_wkt(scene.crs), "EPSG:4326", *scene.bounds)
+    to = Affine((r - l) / 90, 0, l, 0, -(t - b) / 70, t)
+    y = np.random.default_rng(0).integers(1, 8, (70, 90)).astype("uint8")
+    file = _flat(tmp_path / "l.tif", y, crs=4326, transform=to)
+    want = np.zeros(scene.shape, "uint8")
+    crs = rasterio.CRS.from_wkt(scene.crs)
+    reproject(
+        y, want, src_transform=to, src_crs="EPSG:4326", dst_transform=scene.transform, dst_crs=crs,
+        resampling=Resampling.nearest,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="EPSG:4326, 70x90 pixels. is warped to the grid of a.tif"):
+        labels = open_labels(file, scene)
+    got = labels.read(0, scene).numpy()
+    assert labels.names == tuple("1234567")  # seven classes
+    on = want > 0
+    assert (got[on] == want[on] - 1).mean() > 0.999 and (got[~on] == 255).all()
+
+
+@pytest.mark.parametrize("size,bs", [(96, 64), (100, 8), (230, 4)])
+def test_few_windows_are_no_error(tmp_path, size, bs):
+    file = _flat(tmp_path / "a.tif", np.arange(57600).reshape(240, 240) % 200 + 1)
+    with pytest.warns(UserWarning, match=f"few windows of {size} px.* for training"):
+        dls = eo_dataloaders(file, OWN, size=size, bs=bs, device="cpu")
+    train, valid = dls.train_ds.windows, dls.valid_ds.windows
+    assert len(train) >= dls.train.bs > 0
+    seen = [np.zeros((240, 240), bool) for _ in range(2)]
+    for m, ws in zip(seen, (train, valid)):
+        for _, (y, x, h, w) in ws:
+            m[y : y + h, x : x + w] = True
+    assert not (seen[0] & seen[1]).any()
+    assert len(valid) or size == 230
+
+
+def test_windows_need_a_share_of_valid_pixels(tmp_path):
+    x = np.arange(65536).reshape(256, 256) % 200 + 1
+    x[:, 104:] = 0
+    file = _flat(tmp_path / "a.tif", x)
+    count = lambda **kw: len(
+        eo_dataloaders(file, OWN, size=32, bs=2, valid_pct=0, nodata=0, device="cpu", **kw).train_ds
+    )
+    assert (count(), count(min_valid=0), count(min_valid=0.05)) == (24, 64, 32)
+    with pytest.raises(
+        ValueError, match="the fullest of 16 windows of 64 px is valid to 0%.*no valid pixel"
+    ):
+        eo_dataloaders(_flat(tmp_path / "z.tif", 0), OWN, size=64, bs=2, nodata=0)
+
+
+def test_polygons_of_a_geopackage(tmp_path):
+    geopandas = pytest.importorskip("geopandas")
+    from shapely.geometry import box
+
+    scene = open_scenes(
+        _flat(tmp_path / "a.tif", np.arange(65536).reshape(256, 256) % 200 + 1), OWN
+    )[0]
+    shapes = [box(300000, 5799000, 300500, 5800000), box(300500, 5799000, 301000, 5800000)]
+    table = geopandas.GeoDataFrame(
+        dict(id=[7, 8], crop=["rye", "beet"]), geometry=shapes, crs=32633
+    )
+    table.to_crs(4326).to_file(tmp_path / "f.gpkg")
+    with pytest.raises(ValueError, match=r"which of \['id', 'crop'\] holds the class"):
+        open_labels(tmp_path / "f.gpkg", scene)
+    with pytest.warns(UserWarning, match="2 polygons of f.gpkg are rasterised"):
+        labels = open_labels(tmp_path / "f.gpkg", scene, column="crop")
+    y = labels.read(0, scene, (0, 0, 100, 120)).numpy()
+    assert labels.names == ("beet", "rye")
+    assert (y[2:-2, 2:48] == 1).all() and (y[2:-2, 52:98] == 0).all() and (y[:, 104:] == 255).all()

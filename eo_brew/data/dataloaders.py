@@ -174,7 +174,9 @@ def _labels(labels, scenes: list, path, classes, column) -> tuple:  # windows ->
     if labels == "folder" or isinstance(labels, dict) or str(labels).endswith(".csv"):
         names, classes = scene_classes(labels, scenes)
         return lambda windows: [classes.index(names[s]) for s in windows.rows[:, 0]], classes
-    if not hasattr(labels, "read"):
+    if callable(labels):
+        labels = labels(scenes)
+    elif not hasattr(labels, "read"):
         labels = _pixel_labels(labels, scenes, path, classes, column)
     return lambda windows: labels, list(getattr(labels, "names", [])) or None
 
@@ -212,7 +214,7 @@ def eo_dataloaders(
     valid_pct: float = 0.1,  # share of the ground for validation; 0: none
     seed: int = 0,  # of windows, split and order
     bands: list = None,  # names wanted, in order
-    labels=None,  # raster or polygons, a list of them (one a scene), 'folder', .csv file, or dict {file name: class}
+    labels=None,  # raster, polygons, a list of them (one a scene), 'folder', .csv file, dict {file name: class}
     modalities: dict = None,  # {'dsm': dict(path=, sensor=, size=, ...)}; 'rgb' as the value: colours of the first
     name: str = "ms",  # of the first modality
     windows: Windows = None,  # a table of one's own, instead of stride, n and min_valid

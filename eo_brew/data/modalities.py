@@ -84,6 +84,13 @@ def _same_grid(scene: Scene, ground, crs, size) -> tuple:
     return read_window(scene, (round(y0), round(x0), round(y1 - y0), round(x1 - x0)), size)
 
 # %% ../../nbs/data/01_modalities.ipynb #1ae6a7eb
+def _bounds_in(scene: Scene, crs: str) -> tuple:  # left, bottom, right, top
+    "Where a scene lies in another CRS; to the right of 180 degrees where it crosses that line."
+    mine, other = rasterio.CRS.from_wkt(scene.crs), rasterio.CRS.from_wkt(crs)
+    l, b, r, t = transform_bounds(mine, other, *scene.bounds)
+    return l, b, r + 360 * (r < l), t
+
+
 @dataclass
 class Modality:
     "Another look at the same ground."
@@ -100,19 +107,14 @@ class Modality:
         if self.paired:
             return self.scenes[i]
         if crs not in self._bounds:
-            self._bounds[crs] = np.array(
-                [
-                    transform_bounds(
-                        rasterio.CRS.from_wkt(s.crs), rasterio.CRS.from_wkt(crs), *s.bounds
-                    )
-                    for s in self.scenes
-                ]
-            )
-        l, b, r, t = self._bounds[crs].T
+            self._bounds[crs] = np.array([_bounds_in(s, crs) for s in self.scenes])
         south, north = sorted(ground[1::2])
-        area = (np.minimum(r, ground[2]) - np.maximum(l, ground[0])).clip(0) * (
-            np.minimum(t, north) - np.maximum(b, south)
-        ).clip(0)
+        turn = 360 if rasterio.CRS.from_wkt(crs).is_geographic else 0  # the same place again
+        l, b, r, t = self._bounds[crs].T
+        high = (np.minimum(t, north) - np.maximum(b, south)).clip(0)
+        shifts = (0, turn, -turn) if turn else (0,)
+        wide = [np.minimum(r + k, ground[2]) - np.maximum(l + k, ground[0]) for k in shifts]
+        area = np.max(wide, axis=0).clip(0) * high
         return self.scenes[int(area.argmax())] if area.max() > 0 else None
 
     def read(self, i: int, scene: Scene, window: tuple) -> tuple:  # values with NaN, valid

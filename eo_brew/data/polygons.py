@@ -63,6 +63,7 @@ def _class_column(path, rows: list, column) -> str:
 def read_polygons(
     path,  # GeoJSON, or what geopandas reads
     column: str = None,  # that holds the value; None: told by its name
+    single: str = None,  # value of all where no column is told: the polygons of one class
 ) -> tuple:  # geometries as dicts, value of each, CRS
     "The polygons of a file and what they are."
     if not Path(path).is_file():
@@ -70,6 +71,10 @@ def read_polygons(
     shapes, rows, crs = _read_vector(path)
     if not shapes:
         raise ValueError(f"labels={str(path)!r} holds no polygon")
+    if single is not None and column is None:
+        known = {k.lower() for r in rows for k in r} & set(CLASS_COLUMNS)
+        if not known:
+            return shapes, [single] * len(shapes), rasterio.CRS.from_user_input(crs)
     column = _class_column(path, rows, column)
     pairs = [(s, r.get(column)) for s, r in zip(shapes, rows) if s and r.get(column) is not None]
     return [s for s, _ in pairs], [v for _, v in pairs], rasterio.CRS.from_user_input(crs)

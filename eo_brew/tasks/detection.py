@@ -16,6 +16,7 @@ from fastai.callback.core import Callback
 from fastai.data.load import DataLoader
 from fastai.learner import Learner, Metric
 from torch.utils.data import default_collate
+from ..data.loader import pad_boxes
 from ..models.encoder import Encoder
 from ..models.heads import Pyramid, WithEncoder, conv_block
 from .learners import _image, _n_classes, task_encoder, task_learner
@@ -25,18 +26,7 @@ def collate_boxes(
     samples: list,  # (dict of tensors, {'boxes': (n,4), 'labels': (n,)})
 ) -> tuple:  # (dict, {'boxes': (B,M,4), 'labels': (B,M)}), padded with zeros
     "Batch of images with their boxes, padded to the largest number of boxes."
-    m = max(1, *(len(y["labels"]) for _, y in samples))
-    pad = lambda t, *tail: torch.cat([t, t.new_zeros(m - len(t), *tail)])
-    boxes = torch.stack(
-        [
-            pad(torch.as_tensor(y["boxes"], dtype=torch.float32).reshape(-1, 4), 4)
-            for _, y in samples
-        ]
-    )
-    labels = torch.stack(
-        [pad(torch.as_tensor(y["labels"], dtype=torch.int64).reshape(-1)) for _, y in samples]
-    )
-    return default_collate([x for x, _ in samples]), dict(boxes=boxes, labels=labels)
+    return default_collate([x for x, _ in samples]), pad_boxes([y for _, y in samples])
 
 
 def rotated_to_horizontal(
