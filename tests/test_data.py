@@ -786,7 +786,9 @@ def test_a_scene_across_the_antimeridian_is_split(tmp_path):
     assert (fp[:, 2] - fp[:, 0]).max() < 1500
 
 
-@pytest.mark.parametrize("first,second", [(32760, 32701), (32701, 32760), (32760, 4326), (4326, 32701)])
+@pytest.mark.parametrize(
+    "first,second", [(32760, 32701), (32701, 32760), (32760, 4326), (4326, 32701)]
+)
 def test_second_looks_across_the_antimeridian(tmp_path, first, second):
     "The same place in zone 60, in zone 1 and in degrees: values as rasterio warps them, and none missing."
     from rasterio.vrt import WarpedVRT

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from project import (
+    NBS,
     ROOT,
     code_cells,
     comment_lines,
@@ -95,6 +96,24 @@ def undocumented(f, src):  # names of the arguments of a function that no commen
         ):
             missing.append(x.arg)
     return missing
+
+
+def test_links_between_pages_lead_somewhere():
+    "Links of notebooks and guide to notebooks and other files of nbs/ are to files that are there; so is the sidebar."
+    made = ("reference/", "project/")  # pages that the site makes
+    lost = []
+    for page in [*notebooks(), *NBS.glob("guide/*.md"), ROOT / "_quarto.yml"]:
+        text = page.read_text(encoding="utf-8")
+        found = re.findall(r"\]\(([^)\s#:\\\"]+\.(?:ipynb|md))[#)]", text)
+        if page.suffix == ".yml":
+            found = re.findall(r"^ +- ([\w/]+\.(?:ipynb|md))$", text, re.M)
+        folder = NBS if page.suffix == ".yml" else page.parent
+        for link in found:
+            target = (folder / link).resolve()
+            inside = target.is_relative_to(NBS) and target.relative_to(NBS).as_posix()
+            if not target.exists() and not (inside and inside.startswith(made)):
+                lost.append(f"{page.name}: {link}")
+    assert not lost, lost
 
 
 def test_ruff_finds_nothing():

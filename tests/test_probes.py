@@ -83,7 +83,9 @@ def test_knn_against_a_plain_loop():
         sims = sorted(((float(q @ v), int(c)) for v, c in zip(unit(tr.x), tr.y)), reverse=True)[:7]
         votes = [sum(np.exp(s / 0.07) for s, c in sims if c == k) for k in range(3)]
         pred.append(int(np.argmax(votes)))
-    assert (knn_probe(tr, te, k=7).confusion == confusion_matrix(te.y, np.array(pred), 3).numpy()).all()
+    assert (
+        knn_probe(tr, te, k=7).confusion == confusion_matrix(te.y, np.array(pred), 3).numpy()
+    ).all()
 
 
 def test_encode_changes_nothing_in_the_encoder():

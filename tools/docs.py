@@ -202,14 +202,13 @@ def tidy_notebook(
     nb: Path,  # a notebook that nbdev has processed
     proc: Path,  # folder of all of them
     host: str,  # address of the published site
-    names: dict,  # name of every notebook file -> its name without the number
 ):
     "Rewrite a processed notebook so that its page and its links have the addresses that Quarto would give them."
     up = "../" * (len(nb.relative_to(proc).parts) - 1)
 
     def fix(s):
         s = re.sub(r"^output-file:.*\n?", "", s, flags=re.M).replace(host.rstrip("/") + "/", up)
-        return with_plain_names(s, names)
+        return with_plain_names(s)
 
     d = json.loads(nb.read_text(encoding="utf-8"))
     for c in d["cells"]:
@@ -221,16 +220,18 @@ def tidy_notebook(
                 md = tidy_signature(md) if "show_doc(" in "".join(c["source"]) else md
                 o["data"]["text/markdown"] = fix(md)
     nb.write_text(json.dumps(d, indent=1, ensure_ascii=False), encoding="utf-8")
-    if nb.name in names:
-        nb.rename(nb.with_name(names[nb.name]))
+    nb.rename(nb.with_name(plain_name(nb.name)))
 
 
 def with_plain_names(
     text: str,  # Markdown or YAML with names of notebooks
-    names: dict,  # name of every notebook file -> its name without the number
-) -> str:  # the same with the names without numbers, addresses of the published site aside
+) -> str:  # the same with the names without numbers, addresses on other hosts aside
     "Notebooks lose their numbers in links; whole URLs keep them."
-    return re.sub(r"https?://[^\s)\"'>]+|[\w.-]+\.ipynb", lambda m: names.get(m[0], m[0]), text)
+    return re.sub(
+        r"https?://[^\s)\"'>]+|[\w.-]+\.ipynb",
+        lambda m: m[0] if "://" in m[0] else plain_name(m[0]),
+        text,
+    )
 
 
 def run_imports_only():
@@ -263,7 +264,7 @@ def run_imports_only():
 
 def prepared(
     cfg,  # nbdev's configuration
-) -> tuple:  # (folder of the processed notebooks, old name -> new name)
+) -> Path:  # folder of the processed notebooks
     "Let nbdev process the notebooks, and give them the addresses of their pages."
     from nbdev.serve import proc_nbs
 
@@ -279,12 +280,11 @@ def prepared(
     ]
     if len(nbs) != len(expected):
         raise SystemExit(f"nbdev processed {len(nbs)} of {len(expected)} notebooks")
-    names = {p.name: plain_name(p.name) for p in nbs}
     for p in nbs:
-        tidy_notebook(p, proc, cfg.doc_host + cfg.doc_baseurl, names)
+        tidy_notebook(p, proc, cfg.doc_host + cfg.doc_baseurl)
     for p in [proc / "_quarto.yml", *proc.rglob("*.md")]:
-        p.write_text(with_plain_names(p.read_text(encoding="utf-8"), names), encoding="utf-8")
-    return proc, names
+        p.write_text(with_plain_names(p.read_text(encoding="utf-8")), encoding="utf-8")
+    return proc
 
 
 def site() -> Path:  # folder of the site
@@ -295,7 +295,7 @@ def site() -> Path:  # folder of the site
     from site_polish import polish
 
     cfg = get_config()
-    proc, _ = prepared(cfg)
+    proc = prepared(cfg)
     subprocess.run(
         [sys.executable, "-m", "smalldocs.cli", "render", "--strict", str(proc)], check=True
     )
