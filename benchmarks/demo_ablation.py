@@ -20,16 +20,17 @@ from eo_brew.scenes.open import open_raster, sample_labels, sample_scene
 from eo_brew.app.demo import S2_GROUND_BANDS, demo_learner, fit_steps
 from eo_brew.probes.scene_probe import scene_probe
 
+TEACHER = dict(vfm="efficientnet_lite2", layers=(2, 3), scale=2.0)
 RUNS = {
     "shipped": {},
     "with L_cls": dict(cls_weight=1.0),
     "raw targets": dict(standardize=False),
-    "teacher layers of stride 16 and 32": dict(layers=(3, 4)),
-    "RGB not enlarged": dict(scale=1.0),
-    "no quarter turns": dict(turn=False),
+    "teacher layers of stride 16 and 32": dict(vfm=dict(TEACHER, layers=(3, 4))),
+    "RGB not enlarged": dict(vfm=dict(TEACHER, scale=1.0)),
+    "no quarter turns": dict(views=dict(turn=False)),
     "RGB path only, as in the paper": dict(distill_from=("rgb",)),
     "RGB and MS paths": dict(distill_from=("rgb", "ms")),
-    "with self-distillation": dict(self_distill=True),
+    "with self-distillation": dict(self_distill=True, views=dict(n_global=2), momentum=0.996),
 }
 COLUMNS = ["run", "seed", "steps", "random_f1", "random_accuracy", "f1", "accuracy", "minutes"]
 

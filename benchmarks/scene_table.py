@@ -18,19 +18,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.torch_core import set_seed
 
 from eo_brew.probes.compare import RGBEncoder, Table, compare
-from eo_brew.methods.deo import deo_learner, distill_layers
+from eo_brew.methods.deo import distill_layers
 from eo_brew.probes.protocols import cka
 from eo_brew.scenes.open import open_raster, sample_labels, sample_scene
 from eo_brew.app.demo import (
     S2_GROUND_BANDS,
-    SHORT_RUN,
     demo_learner,
     fit_steps,
-    sample_loaders,
-    small_student,
 )
 from eo_brew.data.splits import stripe_columns
 from eo_brew.probes.scene_probe import (
@@ -41,9 +37,7 @@ from eo_brew.probes.scene_probe import (
     scene_tokens,
     scene_windows,
 )
-from eo_brew.train.cache import cached_strides
 from eo_brew.models.teachers import VFMTeacher, efficientnet_lite_teacher
-from eo_brew.views.multicrop import MultiCrop
 
 
 def dinov2(file, layers=(5, 8)):
@@ -61,27 +55,7 @@ def dinov2(file, layers=(5, 8)):
 
 def learner_of(vfm, seed):
     "The demo's learner with another optical teacher."
-    set_seed(seed)
-    dls = sample_loaders(seed=seed)
-    views = MultiCrop(
-        n_local=0,
-        n_global=1,
-        global_size=96,
-        global_scale=(1.0, 1.0),
-        ratio=(1.0, 1.0),
-        strides=cached_strides(vfm),
-        turn=True,
-    )
-    return deo_learner(
-        dls,
-        small_student(dls.sensors["ms"]),
-        vfm,
-        views=views,
-        hidden=512,
-        lr=1e-3,
-        drop_path=0.0,
-        **SHORT_RUN,
-    )
+    return demo_learner(seed, vfm=vfm)
 
 
 def trained(learn, steps):

@@ -362,7 +362,7 @@ def test_a_step_waits_for_the_device_nowhere(olinda, masking):
                 tokens=whole,
                 **{
                     k: {m: view[f"{m}_{w}"] for m in whole}
-                    for k, w in (("masks", "mask"), ("valid", "seen"))
+                    for k, w in (("masks", "mask"), ("valid", "patch_valid"))
                 },
             ),
         ).backward()
@@ -586,7 +586,7 @@ def test_any_vit_will_do(arch):
                         **batch,
                         **{
                             f"{m}_{k}": v[m]
-                            for k, v in (("mask", masks), ("seen", seen))
+                            for k, v in (("mask", masks), ("patch_valid", seen))
                             for m in v
                         },
                     }
