@@ -1,4 +1,4 @@
-"""Every registered method: what callbacks read from its model, presets, the demo's path, and methods and terms of one's own."""
+"""Every registered method: what callbacks read from its model, presets, the demo's path; methods and terms of one's own."""
 
 import csv
 
@@ -9,7 +9,9 @@ from fastai.torch_core import set_seed
 from torch import nn
 
 from eo_brew.app.demo import demo_learner, fit_steps, sample_settings
+from eo_brew.core.sensors import with_rgb
 from eo_brew.data.dataloaders import eo_dataloaders
+from eo_brew.methods import registry
 from eo_brew.methods.assemble import Facts, Schedule, assemble, take_options
 from eo_brew.methods.deo import choose_deo, deo_learner
 from eo_brew.methods.mssdf import choose_mssdf
@@ -31,6 +33,15 @@ def loaders(**kwargs):
     return eo_dataloaders(
         sample_scene(), seed=0, **sample_settings(32, **dict(bs=8, stride=160) | kwargs)
     )
+
+
+@pytest.fixture(autouse=True)
+def same_register():
+    "What a test registers is forgotten behind it."
+    before = dict(registry._METHODS)
+    yield
+    registry._METHODS.clear()
+    registry._METHODS.update(before)
 
 
 def quiet(learn):
@@ -206,7 +217,7 @@ def test_a_validation_batch_of_one_is_no_obstacle():
     )
     batch = learn.dls.one_batch()[0]
     one = {k: v[:1] for k, v in batch.items()}
-    pred = learn.model(learn.views.views(one))
+    pred = learn.model(learn.views.views(with_rgb(one, learn.dls.sensors["ms"])))
     target = {"ms": pred["ms"].detach()}
     assert learn.loss_func.eval()(pred, target).isfinite()
     assert learn.loss_func.parts["redundancy"] == 0

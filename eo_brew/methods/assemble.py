@@ -14,6 +14,7 @@ from inspect import signature
 
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib, rank_distrib
+from fastcore.foundation import L
 from torch import nn
 
 from ..core.checks import check_name
@@ -122,7 +123,7 @@ def assemble(
         splitter=decay_groups,
         lr=schedule.peak(dls.bs),
         metrics=[LossPart(p) for p in [*parts, *(extra or {})]],
-        cbs=own + list(callbacks) + list(cbs or []),
+        cbs=own + list(callbacks) + list(L(cbs)),
     )
 
 # %% ../../nbs/methods/01_assemble.ipynb #d1f7971e
