@@ -26,7 +26,7 @@ from eo_brew.core.sensors import get_sensor
 from eo_brew.core.trust import allow_outside
 from eo_brew.maps.predict import predict_raster
 from eo_brew.models.encoder import create_encoder
-from eo_brew.probes.probes import encode
+from eo_brew.probes.features import encode
 from eo_brew.runs.states import CheckpointError, read_checkpoint
 from eo_brew.scenes.open import open_scene, open_scenes
 from eo_brew.weights.export import export_onnx, save_folder
