@@ -19,11 +19,16 @@ import rasterio
 import rioxarray  # noqa: F401  (adds `.rio`)
 import xarray as xr
 from affine import Affine
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
 from xarray.backends import BackendArray
 from xarray.core.indexing import IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
 
 from ..core.checks import nearest
+from ..core.files import atomic_write
 from ..core.sensors import Sensor, get_sensor, rgb_from
+from ..core.trust import check_folder
 from .arrays import ArrayScene
 from eo_brew.scenes.choose import (
     bands_of_file,
@@ -109,6 +114,7 @@ def _sensor(given: dict, files: list) -> Fact:
 def _raster_files(path) -> list:
     "The files that make up `path`, or an error that says what is wrong with it."
     if is_folder(path):
+        check_folder(path)
         if files := list_rasters(path):
             return files
         others = [Path(f).name for f in list_files(path) if f.lower().endswith(RASTER_EXT)][:10]
@@ -351,6 +357,7 @@ def scene_paths(
     path = scene_path(path)
     if not is_folder(path):
         return [path]
+    check_folder(path)
     arrays = [f for f in list_files(path) if is_array(f)] if os.path.isdir(path) else []
     files = [f for f in list_rasters(path) if not _is_output(f)]
     if not files:
@@ -488,21 +495,16 @@ def write_raster(
         | profile
     )
     crs = rasterio.CRS.from_wkt(like.crs) if like and like.crs else None
-    with rasterio.open(
-        path,
-        "w",
-        driver=driver,
-        dtype=x.dtype,
-        count=len(x),
-        height=x.shape[1],
-        width=x.shape[2],
-        crs=crs,
-        transform=transform or (like.transform if like else None),
-        nodata=nodata,
-        **profile,
-    ) as dst:
-        dst.write(x)
-        dst.update_tags(EO_OFFSET="0")
-        for i, n in enumerate(names or (), 1):
-            dst.set_band_description(i, str(n))
+    profile |= dict(driver=driver, dtype=x.dtype, count=len(x), height=x.shape[1], width=x.shape[2])
+    profile |= dict(
+        crs=crs, nodata=nodata, transform=transform or (like.transform if like else None)
+    )
+    with atomic_write(path, (RasterioError, CPLE_BaseError)) as aside:
+        with rasterio.open(aside, "w", **profile) as dst:
+            dst.write(x)
+            dst.update_tags(EO_OFFSET="0")
+            for i, n in enumerate(names or (), 1):
+                dst.set_band_description(i, str(n))
+        with rasterio.open(aside) as src:  # a full disk is not always told when a file is closed
+            src.read(window=Window(src.width - 1, src.height - 1, 1, 1))
     return Path(path)
