@@ -60,7 +60,7 @@ QUESTIONS = {
     "resume": "runs/checkpoints.html",
     "several GPUs": "runs/distributed.html",
     "export to ONNX": "weights/export.html",
-    "change detection": "tasks/learners.html",
+    "change detection": "data/tasks.html",
     "heights": "tutorials/rgb_meets_elevation.html",
     "clouds": "guide/faq.html",
     "Sentinel-2 offset": "guide/faq.html",

@@ -38,7 +38,7 @@ def test_the_install_line_comes_first(page):
     "The first code cell installs the package with extras that exist, and the page reads no file of the repository."
     first, *rest = code(page)
     m = re.search(
-        r'%pip install -q "eo_brew(?:\[([\w,]+)\])? @ git\+https://github.com/eo-brew/eo_brew"',
+        r'!pip install -q "eo_brew(?:\[([\w,]+)\])? @ git\+https://github.com/eo-brew/eo_brew"',
         first,
     )
     assert m and first.startswith("#| eval: false"), first
