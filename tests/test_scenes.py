@@ -21,7 +21,8 @@ from eo_brew.scenes.open import open_raster, open_scene, read_window, sample_sce
 from eo_brew.scenes.scene import Mask
 from eo_brew.maps.predict import MapJob, predict_raster
 from eo_brew.core.sensors import get_sensor
-from eo_brew.maps.sweep import ProbeMap, Sweep
+from eo_brew.maps.models import ProbeMap
+from eo_brew.maps.sweep import Sweep
 
 S4 = get_sensor("sentinel2_l1c", bands="B02 B03 B04 B08".split())
 SMALL = dict(

@@ -77,7 +77,7 @@ def load_for(
 
 def _class_model(encoder, modality, layers, scene, labels):
     "A probe of the encoder fitted on labels, the names of its classes, and its scores."
-    from eo_brew.maps.sweep import ProbeMap
+    from eo_brew.maps.models import ProbeMap
     from eo_brew.methods.deo import distill_layers
     from eo_brew.probes.scene_probe import scene_classifier
     from eo_brew.scenes.open import open_raster
@@ -126,7 +126,7 @@ def run_predict(
     "Make a map of a whole scene: tokens, or classes when labels are given."
     _check_predict(encoder, scene, out, labels, dtype, overwrite)
     from eo_brew.maps.predict import open_for, predict_raster
-    from eo_brew.maps.sweep import fit_scene
+    from eo_brew.maps.models import fit_scene
 
     encoder, modality, layers = load_for(encoder, modality, layers)
     scene, model = open_for(scene, encoder, modality, **reading), encoder
@@ -260,7 +260,7 @@ def run_probe(
     "How good are frozen encoders, beside a random one, raw pixels and a random forest?"
     _check_probe(encoders, data, labels, out, overwrite)
     from eo_brew.maps.predict import open_for
-    from eo_brew.maps.sweep import check_units
+    from eo_brew.maps.models import check_units
     from eo_brew.methods.deo import distill_layers
     from eo_brew.probes.compare import random_copy, scene_table
     from eo_brew.scenes.open import open_raster

@@ -257,7 +257,8 @@ def show_labels(
     got = [int(k) for k in np.unique(labels) if k != ignore]
     if got and not 0 <= min(got) <= max(got) < len(classes):
         raise ValueError(
-            f"labels: numbers {got[0]} to {got[-1]} for {len(classes)} classes {tuple(classes)}; name them all, or mark what has none with {ignore}."
+            f"labels: numbers {got[0]} to {got[-1]} for {len(classes)} classes {tuple(classes)}; name them "
+            f"all, or mark what has none with {ignore}."
         )
     own = colors or {}
     table = np.array(
