@@ -9,6 +9,7 @@ __all__ = ['bands_of_file', 'bands_of_folder', 'wanted_sensor', 'band_numbers', 
 import warnings
 from dataclasses import replace
 from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -290,5 +291,6 @@ def placed(
     return found, Fact("CRS", "none", "nothing says where it lies")
 
 
+@lru_cache(1024)
 def _short(wkt: str) -> str:
     return rasterio.CRS.from_user_input(wkt).to_string()[:60] if wkt else "none"

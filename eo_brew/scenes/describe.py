@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import rasterio
 
+from .facts import grouped
 from .open import open_scenes
 from .scene import Scene, read_window
 from ..core.sensors import Sensor, rgb_from
@@ -42,6 +43,7 @@ class Description:
             offset=s.offset,
             gain=s.gain,
             nodata=s.nodata,
+            facts=grouped(s.facts),
             bands=self.stats.to_dict(),
             read=self.share,
             warnings=self.warnings,
@@ -50,16 +52,20 @@ class Description:
     def __str__(self):
         s, d = self.scenes[0], self.to_dict()
         more = f" and {len(self.scenes) - 1} more" if len(self.scenes) > 1 else ""
+        size = f"{s.shape[0]} x {s.shape[1]} pixels" + (f" of {s.gsd:.4g} m" if s.crs else "")
+        columns = ("mean", "std", "p2", "p50", "p98")
+        table = f"{'band':8}{'nm':>8}{'valid':>8}{''.join(f'{c:>10}' for c in columns)}{'expected mean':>15}"
         head = [
             f"{Path(s.name).name}{more}: {s.sensor.name} ({s.sensor.description})",
-            f"{s.shape[0]} x {s.shape[1]} pixels of {s.gsd:g} m, {d['crs']}, {s.dtype}; offset {s.offset:g}, gain {s.gain:g}, nodata {s.nodata}",
+            f"{size}, {d['crs']}, {s.dtype}; value = (number + offset) * gain",
+            *(f"  {line}" for line in d["facts"]),
             f"statistics of {100 * self.share:.0f}% of the pixels",
             "",
-            f"{'band':8}{'nm':>8}{'valid':>8}{'mean':>10}{'std':>10}{'p2':>10}{'p50':>10}{'p98':>10}{'expected mean':>15}",
+            table,
         ]
         rows = [
             f"{b.name:8}{_n(b.wavelength):>8}{100 * v['valid']:7.1f}%"
-            + "".join(f"{_n(v[k]):>10}" for k in ("mean", "std", "p2", "p50", "p98"))
+            + "".join(f"{_n(v[k]):>10}" for k in columns)
             + f"{_n(b.mean):>15}"
             for b, v in zip(s.sensor.bands, d["bands"].values())
         ]

@@ -8,6 +8,7 @@ __all__ = ['Fact', 'grouped', 'decide', 'counted', 'Names', 'named_bands', 'whic
 
 # %% ../../nbs/scenes/00_facts.ipynb #fac70004
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -38,13 +39,19 @@ def grouped(
     "Facts as lines; what is said alike of several bands stands in one."
     bands = {}
     for f in facts:
-        key = (f.what, str(f)) if f.what != "band" else (f.what, str(f), f.band)
+        key = (f.what, f.source if f.what == "band" else str(f))
         bands.setdefault(key, []).append(f.band)
     every = sorted({f.band for f in facts if f.what == "band"})
     lines = []
-    for (what, text, *_), names in bands.items():
+    for (what, text), names in bands.items():
         some = what != "band" and any(names) and sorted(names) != every
-        lines.append(f"{' '.join(names)}: {text}" if some else text)
+        lines.append(
+            f"{' '.join(names)}  {text}"
+            if what == "band"
+            else f"{' '.join(names)}: {text}"
+            if some
+            else text
+        )
     return lines
 
 # %% ../../nbs/scenes/00_facts.ipynb #fac70009
@@ -254,20 +261,18 @@ def from_tags(
     "The offset and gain that a scale and an offset tag mean."
     if (scale, offset) == (1, 0):
         return {}
-    check_finite(scale, "scale", source)
-    check_finite(offset, "offset", source)
     return dict(
-        offset=Fact("offset", offset / scale, source, band),
+        offset=Fact("offset", offset / (scale or 1), source, band),
         gain=Fact("gain", scale / sensor.scale, source, band),
     )
 
 
 def check_finite(
     value,  # a number
-    what: str,  # 'offset', 'gain' or 'scale'
+    what: str,  # 'offset' or 'gain'
     source: str,  # who says so
 ):
-    "ValueError for a scale, gain or offset that no number can be read with."
+    "ValueError for a gain or an offset that no number can be read with."
     if not np.isfinite(value) or what != "offset" and value == 0:
         raise ValueError(
             f"{what}={value:g} {source} makes no value of any number: pass offset=... and gain=... "
@@ -275,6 +280,7 @@ def check_finite(
         )
 
 # %% ../../nbs/scenes/00_facts.ipynb #fac70025
+@lru_cache(4096)
 def fitting(
     value: float | None,  # nodata or the like
     dtype: str,  # of the band

@@ -357,6 +357,9 @@ def _band(src, i: int, path: str, wkt: str, stamp, tags: dict) -> BandFile:
     "One band of an open file."
     flags = {m.name for m in src.mask_flag_enums[i - 1]}
     own = {k.lower(): v for k, v in src.tags(i).items()}
+    own |= {
+        f"eo:{k}": v for k, _, v in [own.get("eo", "").partition("=")]
+    }  # rasterio cuts at the colon
     return BandFile(
         path,
         i,
@@ -379,11 +382,18 @@ def _band(src, i: int, path: str, wkt: str, stamp, tags: dict) -> BandFile:
 _HTTP = dict(GDAL_HTTP_TIMEOUT="30", GDAL_HTTP_CONNECTTIMEOUT="10")  # seconds
 
 
-def gdal_env(**options):
+def gdal_env(
+    file: str = "",  # that is opened or read inside
+    **options,  # of GDAL
+):
     "GDAL with these options, and with a limit to what a server may take, unless one is set."
+    local = file.startswith("/") and not file.startswith("/vsi")
+    usual = (
+        dict(GDAL_DISABLE_READDIR_ON_OPEN="TRUE") if local else _HTTP
+    )  # sidecar files are asked for by name
     known = rasterio.env.getenv() if rasterio.env.hasenv() else {}
-    http = {k: v for k, v in _HTTP.items() if k not in os.environ and k not in known}
-    return rasterio.Env(**http, **options)
+    usual = {k: v for k, v in usual.items() if k not in os.environ and k not in known}
+    return rasterio.Env(**usual, **options)
 
 
 @contextmanager
@@ -437,7 +447,7 @@ def band_files(
 
 @lru_cache(1024)
 def _headers(path: str, stamp) -> list:
-    with named_errors(path), gdal_env(), warnings.catch_warnings():
+    with named_errors(path), gdal_env(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(path) as src:
             _check_place(src, path)

@@ -466,7 +466,9 @@ def checked_read(
 ):
     "Read inside: what cannot be read, or was replaced by the time it is, becomes a ValueError."
     try:
-        with gdal_env(GDAL_NUM_THREADS="1", VRT_NUM_THREADS="1"):
+        with gdal_env(
+            scene.bands[scene.present[0]].file, GDAL_NUM_THREADS="1", VRT_NUM_THREADS="1"
+        ):
             yield  # an error in GDAL's own threads would be lost
     except Exception as e:  # whatever a broken file makes a library raise
         _unchanged(scene, where)
