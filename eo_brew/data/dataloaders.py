@@ -7,7 +7,6 @@ __all__ = ['WindowOptions', 'ReadingOptions', 'choose_windows', 'make_loaders', 
            'RasterBlock']
 
 # %% ../../nbs/data/07_dataloaders.ipynb #6778e18b
-import glob
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from .loader import EODataLoader
 from .modalities import BandDropout, match_files, open_modality
 from .samples import WindowDataset, fill_invalid
 from .splits import ground_split, stripe_split
+from ..scenes.files import glob_files
 from ..scenes.open import open_scene, open_scenes
 from ..scenes.scene import Scene, read_window
 from ..core.sensors import Sensor, get_sensor
@@ -61,7 +61,7 @@ def _globbed(path):
     "The files that a pattern stands for."
     if not isinstance(path, (str, Path)) or "*" not in str(path):
         return path
-    if found := sorted(glob.glob(str(path))):
+    if found := glob_files(path):
         return found
     raise ValueError(f"path={str(path)!r} matches no file")
 

@@ -6,7 +6,6 @@
 __all__ = ['read_ground', 'Modality', 'match_files', 'open_modality', 'BandDropout']
 
 # %% ../../nbs/data/01_modalities.ipynb #195e039a
-import glob
 import os
 import re
 import zlib
@@ -23,6 +22,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 
 from ..scenes.arrays import ArrayScene
+from ..scenes.files import glob_files
 from ..scenes.open import open_scenes
 from ..scenes.scene import Scene, checked_read, dn_to_values, handles, nothing, read_window
 from ..core.sensors import Sensor, with_rgb
@@ -167,7 +167,7 @@ def match_files(
         )
         and m[1]
     )
-    have = {word(f, pattern): f for f in sorted(glob.glob(pattern))}
+    have = {word(f, pattern): f for f in glob_files(pattern)}
     out = [have.get(word(f, first_pattern)) for f in first]
     lost = [Path(f).name for f, o in zip(first, out) if o is None]
     if lost and (not allow_missing or len(lost) == len(first)):
@@ -194,7 +194,7 @@ def open_modality(
     files = (
         match_files([s.name for s in scenes], str(path), str(pattern), allow_missing)
         if all(starred)
-        else sorted(glob.glob(str(path)))
+        else glob_files(path)
         if starred[0]
         else path
     )

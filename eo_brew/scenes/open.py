@@ -300,13 +300,16 @@ def open_scenes(
         raise ValueError(f"on_error={on_error!r} must be 'raise' or 'skip'")
     paths = path if isinstance(path, (list, tuple)) else [path]
     scenes, lost = [], []
-    for p in (q for p in paths for q in ([p] if isinstance(p, Scene) else scene_paths(p, sensor))):
-        try:
-            scenes += [p] if isinstance(p, Scene) else _open_any(p, sensor, bands, kwargs)
-        except ValueError as e:
-            if on_error == "raise":
-                raise
-            lost.append(str(e))
+    with rasterio.Env():  # one for all
+        for p in (
+            q for p in paths for q in ([p] if isinstance(p, Scene) else scene_paths(p, sensor))
+        ):
+            try:
+                scenes += [p] if isinstance(p, Scene) else _open_any(p, sensor, bands, kwargs)
+            except ValueError as e:
+                if on_error == "raise":
+                    raise
+                lost.append(str(e))
     if lost:
         warnings.warn(f"{len(lost)} scenes left out: " + "; ".join(lost[:5]))
     if not scenes:
@@ -479,7 +482,7 @@ def write_raster(
     driver: str = "GTiff",  # or 'COG'
     **profile,  # further creation options of rasterio
 ) -> Path:
-    "Write an array of physical values as a compressed, tiled GeoTIFF that opens again without an offset."
+    "Write an array of values as a compressed, tiled GeoTIFF that opens again without an offset."
     x = np.asarray(x)[None] if np.ndim(x) == 2 else np.asarray(x)
     if nodata is None and x.dtype.kind == "f":
         nodata = float("nan")
