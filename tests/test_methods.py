@@ -9,6 +9,7 @@ from fastai.torch_core import set_seed
 from torch import nn
 
 from eo_brew.app.demo import demo_learner, fit_steps, sample_settings
+from eo_brew.app.pretrain import pretrain
 from eo_brew.core.sensors import with_rgb
 from eo_brew.data.dataloaders import eo_dataloaders
 from eo_brew.methods import registry
@@ -170,6 +171,21 @@ def test_the_demo_is_the_auto_preset_on_the_same_scene(name):
     assert torch.equal(weights(shown), weights(mine))
 
 
+def test_pretrain_builds_what_the_demo_builds(tmp_path):
+    "One code path: the encoder of `pretrain --preset auto` is that of the method's own learner, as in the demo."
+    settings = sample_settings(32, 8, 160)
+    data = {k: settings.pop(k) for k in ("stride", "split")}
+    file = pretrain(sample_scene(), tmp_path / "run", steps=2, seed=0, data=data, **settings)
+    set_seed(0)
+    mine = quiet(get_method("deo").create(loaders(), "auto", 2))
+    with mine.no_logging():
+        fit_steps(mine, 2)
+    there = load_encoder(file)
+    for a, b in zip(mine.model.encoder.parameters(), there.parameters(), strict=True):
+        torch.testing.assert_close(a.detach(), b.detach(), atol=1e-6, rtol=1e-5)
+    assert there.metadata["method"] == mine.method["method"]
+
+
 # -- terms of one's own ----------------------------------------------------------------------------
 
 
@@ -272,9 +288,13 @@ def mae_learner(dls, arch=SMALL, lr=1e-3, cbs=None, **kwargs):
     )
 
 
-def test_a_method_of_ones_own_is_reached_by_its_name():
+def test_a_method_of_ones_own_is_reached_by_its_name(tmp_path):
     register_method("mae", mae_learner, "paints what is hidden", demo=dict(size=32, steps=2))
     assert "mae" in list_methods() and get_method("mae").presets == []
+    settings = sample_settings(32, 8, 160)
+    data = {k: settings.pop(k) for k in ("stride", "split")}
+    file = pretrain(sample_scene(), tmp_path / "run", method="mae", steps=3, data=data, **settings)
+    assert load_encoder(file).modalities == {"ms": 10}
     learn = fit(get_method("mae").create(loaders()), 3)
     first, last = (float(learn.recorder.values[i][1]) for i in (0, -1))
     assert last < first

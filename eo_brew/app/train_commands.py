@@ -74,10 +74,13 @@ def run_pretrain(
     out: str = "eo_brew_run",  # folder to write
     sensor: str = None,  # name of the sensor, e.g. sentinel2_l1c, or a .toml file (default: told by file names)
     bands: list[str] = None,  # bands to use, in order (default: all of the sensor)
-    method: Literal["deo", "mssdf"] = "deo",  # which method
+    method: str = "deo",  # which method: deo, mssdf, or one that you registered
     dsm: str = None,  # raster of heights on the same ground: a further modality
-    arch: str = "vit_small_patch16_224",  # timm name of the student, a ViT or Swin
-    vfm: str = None,  # timm name of the optical teacher; efficientnet_lite2: the demo's; none (default: the method's)
+    preset: Literal[
+        "auto", "paper", "released"
+    ] = "auto",  # settings: chosen by what there is, or the paper's
+    arch: str = None,  # timm name of the student, a ViT or Swin (default: the preset's)
+    vfm: str = None,  # timm name of the optical teacher; efficientnet_lite2: the demo's; none (default: the preset's)
     vfm_checkpoint: str = None,  # local weights of the optical teacher, where no hub can be reached
     epochs: int = 100,  # passes over the scenes
     steps: int = None,  # training steps, in as many epochs as they take, instead of --epochs
@@ -116,7 +119,7 @@ def run_pretrain(
     data = {k: v for k, v in data.items() if v is not None}
     more = {k: v for k, v in dict(patch_size=patch_size, lr=lr).items() if v is not None}
     names = (
-        "sensor bands method dsm arch vfm epochs size bs seed resume dry_run steps views"
+        "sensor bands method preset dsm arch vfm epochs size bs seed resume dry_run steps views"
     ).split()
     given = {k: v for k, v in locals().items() if k in names}
     given |= dict(checkpoint=vfm_checkpoint, data=data, allow_change=tuple(allow_change or ()))

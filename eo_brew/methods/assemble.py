@@ -201,9 +201,12 @@ def _chosen(presets, preset, given):
     if isinstance(preset, dict):
         return Preset("own", preset, "your own")
     chosen = presets[check_name(preset, presets, "preset")]
-    return (
-        chosen if isinstance(chosen, Preset) else chosen(facts_of(given["dls"], given.get("steps")))
-    )
+    if isinstance(chosen, Preset):
+        return chosen
+    facts = facts_of(given["dls"], given.get("steps"))
+    if given.get("vfm", "") is None:  # nobody to look at colours
+        facts = replace(facts, rgb=False)
+    return chosen(facts)
 
 
 def _merged(settings, given):

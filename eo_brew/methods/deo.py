@@ -328,8 +328,9 @@ def deo_learner(
     vfm = _teacher(vfm)
     encoder = _student(arch, dls, modality, drop_path, kwargs)
     if not isinstance(views, MultiCrop):
-        strides = cached_strides(vfm) if vfm and optical.cache else None
-        views = MultiCrop(**(views or {}), strides=strides)
+        views = MultiCrop(**(views or {}))
+    if vfm and optical.cache:
+        views.strides = cached_strides(vfm) | views.strides
     model = DEOModel(
         encoder,
         _widths(vfm),
