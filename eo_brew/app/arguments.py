@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'SENSORS', 'several', 'flag', 'described', 'reading', 'Parser', 'add_arguments', 'make_parser', 'one_of',
-           'known_sensor', 'existing', 'existing_encoder', 'read_config', 'print_config', 'read_arguments',
-           'option_words']
+           'method_names', 'known_sensor', 'existing', 'existing_encoder', 'read_config', 'print_config',
+           'read_arguments', 'option_words']
 
-# %% ../../nbs/app/02_arguments.ipynb #dbe6afa0
+# %% ../../nbs/app/02_arguments.ipynb #b73e297e
 import argparse
 import difflib
 import inspect
@@ -19,6 +19,7 @@ from typing import Literal
 
 from fastcore.docments import docments
 
+import eo_brew
 from ..core.trust import check_folder
 
 # %% ../../nbs/app/02_arguments.ipynb #9ceb52a5
@@ -131,10 +132,10 @@ def make_parser(
     )
     return parser
 
-# %% ../../nbs/app/02_arguments.ipynb #e390cd8e
+# %% ../../nbs/app/02_arguments.ipynb #abcfb930
 #: sensors that are built in, as `list_sensors()` has them
 SENSORS = (
-    "dem dsm landsat5_sr landsat7_dn landsat7_sr landsat8_sr landsat8_toa landsat9_sr landsat9_toa "
+    "dem dsm eurosat landsat5_sr landsat7_dn landsat7_sr landsat8_sr landsat8_toa landsat9_sr landsat9_toa "
     "rgb rgbn sentinel2_l1c sentinel2_l2a"
 ).split()
 
@@ -150,6 +151,16 @@ def one_of(
     near = difflib.get_close_matches(str(value), list(names), 1, 0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{what} {value!r} is not known.{hint} There are {', '.join(map(str, names))}")
+
+
+def method_names() -> list:
+    "Methods that register themselves in the package, read from its files without loading them."
+    files = sorted((Path(eo_brew.__file__).parent / "methods").glob("*.py"))
+    found = (
+        re.findall(r'^register_method\(\s*"(\w+)"', f.read_text(encoding="utf-8"), re.M)
+        for f in files
+    )
+    return sorted(name for names in found for name in names)
 
 
 def known_sensor(

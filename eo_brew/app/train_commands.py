@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 from typing import Literal
 
-from .arguments import existing, known_sensor
+from .arguments import existing, known_sensor, method_names, one_of
 from ..core.files import check_new
 
 # %% ../../nbs/app/03_train_commands.ipynb #6cb2259f
@@ -18,9 +18,10 @@ def run_demo(
     out: str = "eo_brew_demo",  # folder to write
     steps: int = None,  # training steps (default: as many as take minutes on two cores)
     seed: int = 0,  # of everything random
-    method: Literal["deo", "mssdf"] = "deo",  # which method
+    method: str = "deo",  # which method: deo, mssdf
 ):
     "Train on the shipped Sentinel-2 scene and look at the result."
+    one_of(method, method_names(), "--method")
     files = ("encoder.safetensors", "log.csv", "tokens.png", "report.json")
     remedy = "give another folder with --out, or remove it"
     check_new(*(Path(out) / f for f in files), remedy=remedy)
@@ -49,7 +50,7 @@ def _stop_politely():
         signal.signal(s, stop)
 
 
-def _check_pretrain(scenes, out, sensor, dsm, vfm_checkpoint, resume):
+def _check_pretrain(scenes, out, sensor, method, dsm, vfm_checkpoint, resume):
     "What can be told before torch is there; says whether there is anything to do."
     if resume and (Path(out) / "encoder.safetensors").exists():
         return print(f"{out} holds a finished run: there is nothing to go on with")
@@ -59,6 +60,7 @@ def _check_pretrain(scenes, out, sensor, dsm, vfm_checkpoint, resume):
         raise ValueError(
             f"no scenes: give a folder or files ({Path(out) / 'config.yaml'} names none)"
         )
+    one_of(method, method_names(), "--method")
     for s in scenes:
         existing(s, "scenes")
     for path, option in ((dsm, "--dsm"), (vfm_checkpoint, "--vfm-checkpoint")):
@@ -107,7 +109,7 @@ def run_pretrain(
     **reading,
 ):
     "Pretrain an encoder on your own scenes."
-    if not _check_pretrain(scenes, out, sensor, dsm, vfm_checkpoint, resume):
+    if not _check_pretrain(scenes, out, sensor, method, dsm, vfm_checkpoint, resume):
         return
     _stop_politely()
     from eo_brew.app.pretrain import pretrain
