@@ -594,28 +594,17 @@ RUN = (
 ).split()
 
 
-def start(folder, scenes, *more, group=False):
-    "A pretraining of its own process, told to stop after its first steps: (exit code, output)."
-    argv = [
-        sys.executable,
-        "-m",
-        "eo_brew",
-        "pretrain",
-        str(scenes),
-        "--out",
-        str(folder),
-        *RUN,
-        *more,
-    ]
-    p = subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    log = Path(folder) / "log.csv"
-    while p.poll() is None and not (log.exists() and log.stat().st_size > 200):
-        time.sleep(0.1)
-    (os.killpg if group else os.kill)(p.pid, signal.SIGTERM)
-    said = p.communicate(timeout=120)[0]
-    return p.returncode, said
+def until_told(folder, argv, rows, group=True):
+    "A process of its own, told to stop when its log has more than `rows` lines: (exit code, output)."
+    log, said = Path(folder) / "log.csv", Path(folder).with_suffix(".txt")
+    with open(said, "w") as out:  # a pipe that nobody reads would fill and stop the run
+        argv = [sys.executable, "-m", "eo_brew", "pretrain", "--out", str(folder), *map(str, argv)]
+        p = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        while p.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > rows):
+            time.sleep(0.1)
+        (os.killpg if group else os.kill)(p.pid, signal.SIGTERM)
+        p.wait(120)
+    return p.returncode, said.read_text()
 
 
 CHANGES = {
@@ -638,7 +627,7 @@ def test_a_resumed_run_is_the_same_run(eo, tmp_path):
     scenes.mkdir()
     raster(scenes / "a.tif")
     raster(scenes / "b.tif", 1)
-    code, said = start(run, scenes, "--workers", "2", group=True)
+    code, said = until_told(run, [scenes, *RUN, "--workers", "2"], 2)
     assert code == 75 and "checkpoint of step" in said, said
     for attack, (more, name) in CHANGES.items():
         code, _, err = eo("pretrain", "--resume", "--out", run, *more)
@@ -653,26 +642,6 @@ def test_a_resumed_run_is_the_same_run(eo, tmp_path):
     (scenes / "b.tif").write_bytes(kept)  # the same bytes at another time: only the user can say
     code, _, err = eo("pretrain", "--resume", "--out", run)
     assert code == 2 and "b.tif" in err
-    p = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "eo_brew",
-            "pretrain",
-            "--resume",
-            "--out",
-            str(run),
-            "--allow-change",
-            "scenes",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
     rows = len((run / "log.csv").read_text().splitlines())
-    while p.poll() is None and len((run / "log.csv").read_text().splitlines()) <= rows:
-        time.sleep(0.1)
-    os.killpg(p.pid, signal.SIGTERM)
-    said = p.communicate(timeout=120)[0]
-    assert p.returncode == 75 and "going on with another scenes" in said, said
+    code, said = until_told(run, ["--resume", "--allow-change", "scenes"], rows)
+    assert code == 75 and "going on with another scenes" in said, said
