@@ -1,4 +1,4 @@
-"""Every registered method: what callbacks read from its model, presets, the demo's path; methods and terms of one's own."""
+"""Every registered method: its contract, presets, the demo's path; methods and terms of one's own."""
 
 import csv
 

@@ -118,7 +118,9 @@ def ground_tokens(
     window: int = 96,  # pixels of a window
     modality: str = "ms",  # which embedding
 ):  # (h,w,D) array
-    "Tokens of a whole scene, blended from windows that overlap by half: a token at a window's border has seen half its surroundings."
+    """Tokens of a whole scene, blended from windows that overlap by half: a token at a window's
+    border has seen half its surroundings.
+    """
     margin = window // 6 // encoder.patch_size * encoder.patch_size
     return scene.eo.predict(
         encoder, modality, size=window, overlap=window // 2, margin=margin, layers=layers

@@ -46,7 +46,8 @@ def cross_view_cosine(
     "Mean cosine between every student view and every teacher view of the same sample."
     if student.ndim != 3 or teacher.ndim != 3 or student.shape[1:] != teacher.shape[1:]:
         raise ValueError(
-            f"student, teacher: expected (V,B,D) and (T,B,D) with equal B and D, got {tuple(student.shape)} and {tuple(teacher.shape)}"
+            "student, teacher: expected (V,B,D) and (T,B,D) with equal B and D, got "
+            f"{tuple(student.shape)} and {tuple(teacher.shape)}"
         )
     (v, b, _), t = student.shape, len(teacher)
     if not same_view and v == t == 1:
@@ -104,7 +105,8 @@ class SimDINOLoss(nn.Module):
         "Loss of a batch."
         if student.shape[1] * n_processes() < 2:
             raise ValueError(
-                "student: batch size 1 has no coding rate to expand; use bs >= 2 (and drop_last=True for the last batch)"
+                "student: batch size 1 has no coding rate to expand; use bs >= 2 (and "
+                "drop_last=True for the last batch)"
             )
         a, e = (
             cross_view_cosine(student, teacher.detach(), self.same_view),

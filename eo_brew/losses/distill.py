@@ -31,7 +31,8 @@ def resize_tokens(
     "Tokens on another grid, bilinear; antialiased where the new one is coarser."
     if tokens.shape[1] != grid[0] * grid[1]:
         raise ValueError(
-            f"grid={tuple(grid)} has {grid[0] * grid[1]} places, the tokens {tuple(tokens.shape)} have {tokens.shape[1]}"
+            f"grid={tuple(grid)} has {grid[0] * grid[1]} places, the tokens {tuple(tokens.shape)} "
+            f"have {tokens.shape[1]}"
         )
     if tuple(grid) == tuple(new_grid):
         return tokens
@@ -67,7 +68,8 @@ def patch_distill_loss(
     "1 - mean cosine of tokens at the same place, on the teacher's grid (DEO, L_patch for one layer)."
     if len(student) != len(teacher) or student.shape[-1] != teacher.shape[-1]:
         raise ValueError(
-            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)}: expected (B,N,D) and (B,M,D) with equal B and D"
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)}: expected (B,N,D) "
+            "and (B,M,D) with equal B and D"
         )
     with torch.autocast(student.device.type, enabled=False):
         student = resize_tokens(student.float(), grid, teacher_grid)
@@ -95,7 +97,8 @@ def masked_token_loss(
     "Mean squared error over channels at hidden places (MSSDF, reconstruction)."
     if pred.shape != target.shape or mask.shape != pred.shape[:2]:
         raise ValueError(
-            f"pred {tuple(pred.shape)}, target {tuple(target.shape)} and mask {tuple(mask.shape)}: expected (B,N,D) twice and (B,N)"
+            f"pred {tuple(pred.shape)}, target {tuple(target.shape)} and mask "
+            f"{tuple(mask.shape)}: expected (B,N,D) twice and (B,N)"
         )
     with torch.autocast(pred.device.type, enabled=False):
         return weighted_mean((pred.float() - target.detach().float()).square().mean(-1), mask)
@@ -135,7 +138,8 @@ def _places(valid, like):
     if valid.shape == like.shape[:1] and valid.dtype == torch.bool:
         return valid
     raise ValueError(
-        f"valid has shape {tuple(valid.shape)} and type {valid.dtype}, wanted {tuple(like.shape[:1])} bool, True = measured"
+        f"valid has shape {tuple(valid.shape)} and type {valid.dtype}, wanted "
+        f"{tuple(like.shape[:1])} bool, True = measured"
     )
 
 

@@ -57,7 +57,9 @@ class MSBranch(nn.Module):
 def distill_layers(
     encoder: nn.Module,  # an `Encoder`
 ) -> tuple:  # (mid, late), 0-based blocks of a ViT or stages of a Swin
-    "The student's layers matched to the optical teacher's mid and late ones, wherever that one is read: (8, 11) of 12, (15, 23) of 24."
+    """The student's layers matched to the optical teacher's mid and late ones, wherever that one is
+    read: (8, 11) of 12, (15, 23) of 24.
+    """
     return default_layers(encoder.depth)
 
 # %% ../../nbs/methods/02_deo.ipynb #ecb337cd
@@ -303,7 +305,7 @@ def _teacher(vfm):
 def deo_learner(
     dls,  # `DataLoaders` of batches `(dict,)`, with `dls.sensors`
     arch="vit_small_patch16_224",  # timm name of a ViT or Swin, a dict of `create_encoder`'s arguments, or an `Encoder`
-    vfm="vit_base_patch16_dinov3",  # optical teacher: timm name, dict of `create_teacher`'s arguments, teacher; None: none
+    vfm="vit_base_patch16_dinov3",  # optical teacher: name, `create_teacher` arguments, module or None
     views=None,  # a `MultiCrop`, or a dict of its arguments; None: the paper's 2 x 224 + 10 x 96
     modality: str = "ms",  # multispectral modality
     self_distill: bool = True,  # learn from the EMA teacher

@@ -187,7 +187,9 @@ def _recon(self: MSSDFLoss, pred, target):
 
 
 def _pairs(term, pred, name):
-    "Mean of `term(a, b, valid)`, over the places of all processes, over pairs of modalities with at least two that hold data in both."
+    """Mean of `term(a, b, valid)`, over the places of all processes, over pairs of modalities with
+    at least two that hold data in both.
+    """
     if not pred.get("between"):
         return 0.0 * pred["cls"].sum()
     rows = (

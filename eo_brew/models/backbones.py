@@ -119,7 +119,8 @@ def read_state(
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         raise ValueError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as weights: {str(e).splitlines()[0][:200]}. It is broken or holds "
+            f"{path} ({path.stat().st_size} bytes) cannot be read as weights: "
+            f"{str(e).splitlines()[0][:200]}. It is broken or holds "
             "Python objects beside tensors: save the state dict alone with safetensors.torch.save_file"
         ) from e
 

@@ -32,7 +32,8 @@ def visible_places(
     "Places where at least one modality has a visible, valid token."
     if len({m.shape for m in masks.values()}) != 1:
         raise ValueError(
-            f"masks have shapes { {k: tuple(m.shape) for k, m in masks.items()} }: modalities need the same patch grid. "
+            f"masks have shapes { {k: tuple(m.shape) for k, m in masks.items()} }: modalities "
+            "need the same patch grid. "
             "Read them at sizes that are the same number of patches"
         )
     return torch.stack([~m if valid is None else ~m & valid[k] for k, m in masks.items()]).any(0)
@@ -150,7 +151,8 @@ def _grid(tokens, masks):
     grids = {m: tuple(t.grid) for m, t in tokens.items()}
     if len(set(grids.values())) != 1:
         raise ValueError(
-            f"tokens have grids {grids}: modalities are fused place by place and need the same one. Read them at sizes that are the same number of patches"
+            f"tokens have grids {grids}: modalities are fused place by place and need the same "
+            "one. Read them at sizes that are the same number of patches"
         )
     if any(m not in masks for m in tokens):
         raise ValueError(

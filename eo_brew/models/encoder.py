@@ -148,7 +148,8 @@ class Encoder(nn.Module):
         bad = [i for i in layers or () if not -self.depth <= i < self.depth]
         if bad:
             raise ValueError(
-                f"layers={list(layers)}: {self.arch} has {self.depth} {'blocks' if self.is_vit else 'stages'}, 0 to {self.depth - 1}"
+                f"layers={list(layers)}: {self.arch} has {self.depth} "
+                f"{'blocks' if self.is_vit else 'stages'}, 0 to {self.depth - 1}"
             )
         return [i % self.depth for i in layers or ()]
 
@@ -175,7 +176,8 @@ def _check(self: Encoder, x, modality):
         x.shape[2] % p or x.shape[3] % p or not x.shape[2] * x.shape[3]
     ):
         raise ValueError(
-            f"x of modality {modality!r} is {x.shape[2]}x{x.shape[3]} px, wanted multiples of patch_size={p}: crop, resize or pad it"
+            f"x of modality {modality!r} is {x.shape[2]}x{x.shape[3]} px, wanted multiples of "
+            f"patch_size={p}: crop, resize or pad it"
         )
 
 
@@ -190,7 +192,7 @@ def _embed(self: Encoder, x, modality):
 def visible_index(
     mask: Tensor,  # (B,N) bool, True = hidden, the same number in every row
     n: int,  # tokens of the grid
-    visible: int = None,  # how many tokens every row leaves visible, V, where that is known; None: the mask is counted, which waits for the device
+    visible: int = None,  # tokens that every row leaves visible; None: counted, which waits for the device
 ) -> Tensor:  # (B,V) positions of the visible tokens, ascending
     "Where a mask leaves tokens visible."
     if mask.dtype != torch.bool or mask.ndim != 2 or mask.shape[1] != n:
@@ -308,7 +310,7 @@ def forward(
     mask: Tensor = None,  # (B,N) bool, True = hidden; ViT only
     layers: tuple = None,  # blocks or stages wanted besides the last
     norm: bool = True,  # final norm on `layers` where it fits; False: as the blocks give them
-    visible: int = None,  # tokens that every row of `mask` leaves visible, where that is known: then nothing waits for the device
+    visible: int = None,  # tokens that every row of `mask` leaves visible; None: counted, which waits for the device
 ) -> Tokens:
     "Encode one modality."
     return _forward(
@@ -327,7 +329,7 @@ def together(
     layers: tuple = None,  # blocks or stages wanted besides the last
     masks: dict = None,  # modality -> (B,N) bool, True = hidden; for every modality of `batch` or none
     norm: bool = True,  # final norm on `layers` where it fits
-    visible: int = None,  # tokens that every row of every mask leaves visible, where that is known: then nothing waits for the device
+    visible: int = None,  # tokens that every row of every mask leaves visible; None: counted on the device
 ) -> dict:  # modality -> `Tokens`
     "Encode modalities in as few passes as their sizes allow."
     if masks and masks.keys() != batch.keys():
@@ -359,7 +361,8 @@ def _sensor(spec):
     if isinstance(spec, (str, Sensor, dict)):
         return get_sensor(spec)
     raise ValueError(
-        f"modalities: {spec!r} is neither a sensor, its name nor a number of bands; e.g. {{'ms': 'sentinel2_l1c', 'rgb': 'rgb'}}"
+        f"modalities: {spec!r} is neither a sensor, its name nor a number of bands; e.g. "
+        f"{{'ms': 'sentinel2_l1c', 'rgb': 'rgb'}}"
     )
 
 

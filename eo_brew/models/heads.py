@@ -138,7 +138,8 @@ class WithEncoder(nn.Module):
         key = key or self.modality
         if not isinstance(d, dict) or key not in d:
             raise ValueError(
-                f"the batch must be a dict with {key!r}, got {[k for k in d if not k.endswith('_valid')] if isinstance(d, dict) else type(d).__name__}."
+                f"the batch must be a dict with {key!r}, got "
+                f"{[k for k in d if not k.endswith('_valid')] if isinstance(d, dict) else type(d).__name__}."
             )
         return d[key]
 

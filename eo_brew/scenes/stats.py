@@ -180,7 +180,8 @@ def problems(
         ]
         if odd:
             out.append(
-                f"{odd} hold reflectances near 65535 or far below 0: a 16-bit overflow (store them as int32 or float32), "
+                f"{odd} hold reflectances near 65535 or far below 0: a 16-bit overflow (store "
+                "them as int32 or float32), "
                 "or another sensor or offset?"
             )
     return out

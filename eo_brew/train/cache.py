@@ -91,7 +91,8 @@ class CacheVFM(Callback):
         batch = with_rgb(self.xb[0], self.sensor, self.source)
         if "index" not in batch:
             raise ValueError(
-                "the batch has no 'index': cached targets need to know which window is which. Use eo_dataloaders, or cache=False"
+                "the batch has no 'index': cached targets need to know which window is which. "
+                "Use eo_dataloaders, or cache=False"
             )
         ids, rgb = np.asarray(batch["index"]), batch["rgb"]
         store = self.stores.get(self.dl.dataset) or self._open(rgb)

@@ -11,7 +11,6 @@ import warnings
 import torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
-from torch import Tensor
 
 from ..core.processes import unwrap_model
 from ..core.sensors import with_rgb
@@ -108,7 +107,8 @@ class MaskCallback(Callback):
         missing = [m for m in self.modalities if m not in view]
         if missing:
             raise ValueError(
-                f"the batch has {[k for k in view if k in enc.modalities]} and no {missing}: load them (`others`, or modalities=...) or train without them"
+                f"the batch has {[k for k in view if k in enc.modalities]} and no {missing}: load "
+                "them (`others`, or modalities=...) or train without them"
             )
         images = {m: view[m] for m in self.modalities}
         grid = patch_grid(images, enc.patch_size)
@@ -161,7 +161,8 @@ def patch_grid(
     }
     if odd:
         raise ValueError(
-            f"modalities of {odd} px do not divide into patches of {patch} px: give each a size that is a multiple of {patch} (modalities={{name: dict(..., size=...)}})"
+            f"modalities of {odd} px do not divide into patches of {patch} px: give each a size "
+            f"that is a multiple of {patch} (modalities={{name: dict(..., size=...)}})"
         )
     grids = {m: (x.shape[2] // patch, x.shape[3] // patch) for m, x in images.items()}
     if len(set(grids.values())) == 1:

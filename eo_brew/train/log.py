@@ -222,7 +222,9 @@ class SmoothLoss(AvgSmoothLoss):
 
 
 class LazyLoss(Callback):
-    "Let fastai's recorder keep the loss on the device; progress bar and loggers see one that is at most `every` steps old."
+    """Let fastai's recorder keep the loss on the device; progress bar and loggers see one that is
+    at most `every` steps old.
+    """
 
     order, run_valid = Recorder.order + 0.5, False
 

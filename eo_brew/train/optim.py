@@ -36,7 +36,9 @@ def decay_groups(
 
 # %% ../../nbs/train/01_optim.ipynb #3bf5025f
 class NumericOptimWrapper(OptimWrapper):
-    "fastai's wrapper of torch optimizers, with the numbers among the settings only: loggers cannot write `foreach=None`."
+    """fastai's wrapper of torch optimizers, with the numbers among the settings only: loggers
+    cannot write `foreach=None`.
+    """
 
     @property
     def hypers(self):
@@ -121,7 +123,9 @@ def clip_per_tensor(
     params,  # parameters, those without a gradient are passed over
     max_norm: float = 3.0,  # largest L2 norm of one tensor's gradient
 ):
-    "Scale each gradient whose L2 norm exceeds `max_norm` down to it, in place and without a host sync; returns the norm of all before."
+    """Scale each gradient whose L2 norm exceeds `max_norm` down to it, in place and without a host
+    sync; returns the norm of all before.
+    """
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:
         return torch.zeros(())
@@ -160,7 +164,8 @@ class EMACallback(Callback):
     ):
         if not 0 <= start <= end <= 1:
             raise ValueError(
-                f"start={start}, end={end}: the momentum is the share of the teacher that is kept, 0 <= start <= end <= 1"
+                f"start={start}, end={end}: the momentum is the share of the teacher that is "
+                "kept, 0 <= start <= end <= 1"
             )
         self.start = start
         self.end = end

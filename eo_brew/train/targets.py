@@ -104,7 +104,9 @@ class TargetNorm(nn.Module):
         self.norms = nn.ModuleDict({k: TargetStandardizer(w) for k, w in widths.items()})
 
     def forward(self, said, update=True):
-        "Standardise each target of `said`; in training the running statistics follow first, over tokens with data under at least half of them."
+        """Standardise each target of `said`; in training the running statistics follow first, over
+        tokens with data under at least half of them.
+        """
         self.train(update)
 
         def one(k, v):

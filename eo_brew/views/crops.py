@@ -54,7 +54,9 @@ def _bands(a, b, n_in, n_out, flip=False, step=16):
 
 
 def _plan(boxes, shape, size, flip):
-    "Weights of rows and columns for rasters of `shape`; on the CPU also, for each sample, what to cut out and its bands."
+    """Weights of rows and columns for rasters of `shape`; on the CPU also, for each sample, what to
+    cut out and its bands.
+    """
     px = _edges(boxes, shape)
     if px.device.type != "cpu":
         return (
@@ -79,7 +81,7 @@ def _plan(boxes, shape, size, flip):
 # %% ../../nbs/views/00_crops.ipynb #cf83a3cf
 def apply_plan(
     xs: list,  # rasters (B,C,H,W) of one grid
-    plan: tuple,  # weights of rows (B,h,H) and columns (B,w,W); for the CPU what to cut out of each sample, and its bands; else None
+    plan: tuple,  # weights of rows (B,h,H) and columns (B,w,W); for the CPU, the cuts and their bands too
 ) -> Tensor:  # (B,sum of C,h,w) float32
     "Rows and columns of each sample times its own matrices; the bands of all rasters together."
     wy, wx, cuts = plan

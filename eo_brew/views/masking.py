@@ -22,7 +22,8 @@ def n_hidden(
     count = round(n * ratio) if 0 < ratio < 1 else -1
     if not 1 <= count < n:
         raise ValueError(
-            f"ratio={ratio} of n={n} patches: at least one must be hidden and one visible. Use a ratio between {1 / max(n, 2):.3g} "
+            f"ratio={ratio} of n={n} patches: at least one must be hidden and one visible. Use a "
+            f"ratio between {1 / max(n, 2):.3g} "
             f"and {1 - 1 / max(n, 2):.3g}, or images with more patches"
         )
     return count
@@ -83,7 +84,8 @@ def _check_pixels(x, patch_size, name):
         or x.shape[3] % patch_size
     ):
         raise ValueError(
-            f"{name} has shape {tuple(x.shape)}, wanted (B,C,H,W) with H and W multiples of patch_size={patch_size}: crop or pad it"
+            f"{name} has shape {tuple(x.shape)}, wanted (B,C,H,W) with H and W multiples of "
+            f"patch_size={patch_size}: crop or pad it"
         )
 
 # %% ../../nbs/views/03_masking.ipynb #10d58479
@@ -163,7 +165,8 @@ def info_scores(
         grids.append((len(x), x.shape[2] // p, x.shape[3] // p))
     if len(set(grids)) != 1:
         raise ValueError(
-            f"images of {len(images)} modalities have (samples, rows, columns) of patches {grids}: all have to be alike. "
+            f"images of {len(images)} modalities have (samples, rows, columns) of patches "
+            f"{grids}: all have to be alike. "
             "Read the modalities at sizes that are the same number of patches, or pass one patch_size a modality"
         )
     return sum(_score(x, p, v) for x, p, v in zip(images, sizes, valid or [None] * len(images)))
@@ -236,7 +239,8 @@ def cross_modal_mask(
     "`b`, at some places replaced by the complement of `a`, with as many hidden patches as before."
     if a.shape != b.shape:
         raise ValueError(
-            f"a has shape {tuple(a.shape)}, b {tuple(b.shape)}: complementary masks need the same patch grid in both modalities"
+            f"a has shape {tuple(a.shape)}, b {tuple(b.shape)}: complementary masks need the same "
+            "patch grid in both modalities"
         )
     if not 0 <= q <= 1:
         raise ValueError(f"q={q}: wanted a probability, 0..1")

@@ -142,7 +142,8 @@ def _check_batch(crop, batch):
     cut = {k: v for k, v in batch.items() if v.ndim == 4}
     if not cut:
         raise ValueError(
-            f"batch: no (B,C,H,W) entry among { {k: tuple(v.shape) for k, v in batch.items()} }; a single image needs `x[None]`."
+            f"batch: no (B,C,H,W) entry among { {k: tuple(v.shape) for k, v in batch.items()} }; "
+            "a single image needs `x[None]`."
         )
     sizes = {k: len(v) for k, v in cut.items()}
     if len(set(sizes.values())) > 1:
@@ -165,7 +166,8 @@ def _check_batch(crop, batch):
                 )
             if not crop._seen and not 0 <= batch[name].min() <= batch[name].max() <= 1:
                 raise ValueError(
-                    f"batch[{name!r}]: values {batch[name].min():.4g}..{batch[name].max():.4g}; RGB is in [0,1]. Make it with `rgb_from(x, sensor)`."
+                    f"batch[{name!r}]: values {batch[name].min():.4g}..{batch[name].max():.4g}; "
+                    "RGB is in [0,1]. Make it with `rgb_from(x, sensor)`."
                 )
         crop._seen = True  # asking a GPU for its values stops it: the first batch is enough
     return next(iter(cut.values()))

@@ -15,7 +15,9 @@ from .crops import gaussian_blur
 
 # %% ../../nbs/views/01_photometric.ipynb #ce60a970
 class RGBTransform:
-    "Change randomly chosen samples of an RGB batch. A subclass says how many numbers it draws and what `change` does with them."
+    """Change randomly chosen samples of an RGB batch. A subclass says how many numbers it draws and
+    what `change` does with them.
+    """
 
     n_draws = 0
 
