@@ -165,7 +165,7 @@ def allow_outside():
 
 
 #: endings of files that are opened as rasters or arrays when they are found in a folder
-OPENED = ".tif .tiff .jp2 .vrt .img .dat .nc .nc4 .h5 .hdf .hdf5 .he5 .cog .gtiff .png .jpg .jpeg".split()
+OPENED = ".tif .tiff .jp2 .vrt .img .dat .nc .nc4 .h5 .hdf .hdf5 .he5 .cog .gtiff .png .jpg .jpeg .bmp .webp".split()
 
 
 def check_folder(
