@@ -23,7 +23,7 @@ SHIPPED = "t33uuu"
 
 def read_scene(folder):
     """The ten bands of a Sentinel-2 scene (C,H,W) as DN, NaN where nothing was measured."""
-    return open_raster(folder, sensor=SENSOR, bands=S2_GROUND_BANDS).values
+    return open_raster(folder, sensor=SENSOR, bands=S2_GROUND_BANDS, offset=0).values
 
 
 def read_browser_scene(folder):

@@ -172,6 +172,7 @@ def test_notebook_runs(nb, results):
     assert not err, err
 
 
+@pytest.mark.slow  # every notebook has to be run and stored anew after a change of its text outputs
 @pytest.mark.parametrize("nb", notebooks(), ids=nb_id)
 def test_notebook_says_what_it_has_stored(nb, results):
     "Stored text outputs and tables equal those of a fresh run; cells that measure say so with `VARIES`."
