@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['S2_GROUND_BANDS', 'LAND_COLORS', 'small_student', 'sample_settings', 'sample_loaders', 'StopAfter', 'fit_steps',
-           'ground_tokens', 'tokens_picture', 'demo_learner', 'DemoResult', 'demo', 'new_folder', 'write_report']
+           'ground_tokens', 'tokens_picture', 'demo_learner', 'DemoResult', 'demo', 'new_folder']
 
 # %% ../../nbs/app/00_demo.ipynb #f9c695cb
 import json
