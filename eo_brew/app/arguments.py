@@ -176,7 +176,6 @@ def existing(
 ):
     "Raise a ValueError for a local path that does not exist, or a folder with files that lead out of it."
     path = str(path)
-    check_folder(path)
     if (
         "://" in path
         or "*" in path
@@ -184,7 +183,7 @@ def existing(
         or ":" in path[2:]
         or Path(path).exists()
     ):
-        return
+        return check_folder(path)
     folder = Path(path).absolute().parent
     near = difflib.get_close_matches(Path(path).name, [p.name for p in folder.glob("*")], 1, 0.6)
     hint = f" Did you mean {str(folder / near[0])!r}?" if near else ""

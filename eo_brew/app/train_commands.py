@@ -61,13 +61,13 @@ def _check_pretrain(scenes, out, sensor, method, dsm, vfm_checkpoint, resume):
             f"no scenes: give a folder or files ({Path(out) / 'config.yaml'} names none)"
         )
     one_of(method, method_names(), "--method")
+    if sensor is not None:
+        known_sensor(sensor)  # before the folder, which may take long to look through
     for s in scenes:
         existing(s, "scenes")
     for path, option in ((dsm, "--dsm"), (vfm_checkpoint, "--vfm-checkpoint")):
         if path is not None:
             existing(path, option)
-    if sensor is not None:
-        known_sensor(sensor)
     return True
 
 # %% ../../nbs/app/03_train_commands.ipynb #54d483c7
