@@ -1,4 +1,4 @@
-"""Coding rate and SimDINO loss (METHODS 1.4) against plain loops, closed forms, faults of the
+"""Coding rate and SimDINO loss (arXiv 2602.19863) against plain loops, closed forms, faults of the
 released code, two real processes.
 """
 

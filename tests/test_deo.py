@@ -276,7 +276,7 @@ def test_invalid_ground_does_not_count(vfm):
 
 
 def test_whole_loss_equals_plain_loops(vfm):
-    "METHODS 1.4 written out with loops over views, samples and tokens."
+    "The loss of arXiv 2602.19863 written out with loops over views, samples and tokens."
     g = torch.Generator().manual_seed(2)
     rows = lambda *s: nn.functional.normalize(torch.randn(*s, generator=g), dim=-1)
     V = 4

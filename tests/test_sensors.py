@@ -15,7 +15,7 @@ from eo_brew.core.sensors import (
     rgb_from,
 )
 
-# METHODS 1.1: Sentinel-2 L1C over fMoW-Sentinel, DN
+# Sentinel-2 L1C over fMoW-Sentinel, DN
 NAMES = "B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B10 B11 B12".split()
 MEAN = [
     1370.19,

@@ -414,7 +414,7 @@ def test_own_photometrics_are_called():
     )
 
 
-# Faults of the released code (METHODS 3): the check, then the check on the fault put back
+# Faults of the released code: the check, then the check on the fault put back
 
 
 def ms_is_left_alone(crop=MultiCrop):
