@@ -118,6 +118,8 @@ def spotted(
 @patch
 def select(self: Sensor, bands) -> Sensor:
     "The sensor with these `bands` only, in this order; names as files have them will do ('b2', 'red')."
+    if list(bands) == self.band_names:
+        return self
     found = [self.find(n) for n in bands]
     missing = [n for n, known in zip(bands, found) if known is None]
     if missing:

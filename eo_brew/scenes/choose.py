@@ -199,14 +199,9 @@ def _by_sensor(b, band: str, sensor: Sensor) -> dict:
     )
 
 
-def _offset_and_gain(b, band: str, sensor: Sensor, given: dict, path) -> tuple:
-    "The two facts for one band."
-    product = metadata(b.file, path, sensor)
-    tags, name, usual = (
-        _by_tags(b, band, sensor),
-        by_name(b.file, b.dtype, sensor),
-        _by_sensor(b, band, sensor),
-    )
+def _offset_and_gain(b, band: str, sensor: Sensor, given: dict, product: list, name: dict) -> tuple:
+    "The two facts for one band; the metadata of the product and the name of the file speak for all of its bands."
+    tags, usual = _by_tags(b, band, sensor), _by_sensor(b, band, sensor)
     out = []
     for what in ("offset", "gain"):
         said = [m.get(what, {}).get(band) or m.get(what, {}).get("") for m in product]
@@ -237,6 +232,8 @@ def band_numbers(
 ) -> tuple:  # arguments of `Scene`, facts
     "Offset, gain, nodata and saturation of every band of `sensor` that was found."
     columns, facts = dict(offset=[], gain=[], nodata=[], saturated=[]), []
+    files = {b.file: b.dtype for b in found.values()}
+    said_of = {f: (metadata(f, path, sensor), by_name(f, t, sensor)) for f, t in files.items()}
     for band in sensor.band_names:
         if (b := found.get(band)) is None:
             for k, v in dict(offset=0.0, gain=1.0, nodata=None, saturated=None).items():
@@ -244,7 +241,7 @@ def band_numbers(
             continue
         said = [] if b.nodata is None else [Fact("nodata", b.nodata, "from the file's tag", band)]
         nodata = which_nodata(given.get("nodata"), said, sensor.nodata, b.dtype, b.file, band)
-        offset, gain = _offset_and_gain(b, band, sensor, given, path)
+        offset, gain = _offset_and_gain(b, band, sensor, given, *said_of[b.file])
         saturated = given.get("saturated")
         columns["saturated"].append(
             saturated if saturated is not None else fitting(sensor.saturated, b.dtype)

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/scenes/00_facts.ipynb #fac70004
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -272,7 +273,7 @@ def check_finite(
     source: str,  # who says so
 ):
     "ValueError for a gain or an offset that no number can be read with."
-    if not np.isfinite(value) or what != "offset" and value == 0:
+    if not math.isfinite(value) or what != "offset" and value == 0:
         raise ValueError(
             f"{what}={value:g} {source} makes no value of any number: pass offset=... and gain=... "
             "(value = (number + offset) * gain)"

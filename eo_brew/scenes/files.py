@@ -9,9 +9,10 @@ __all__ = []
 import glob
 import os
 import re
+import sys
 import warnings
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -351,30 +352,40 @@ def _check_place(src, file):
     )
 
 
-def _band(src, i: int, path: str, wkt: str, stamp, tags: dict) -> BandFile:
-    "One band of an open file."
-    flags = {m.name for m in src.mask_flag_enums[i - 1]}
-    own = {k.lower(): v for k, v in src.tags(i).items()}
-    own |= {
-        f"eo:{k}": v for k, _, v in [own.get("eo", "").partition("=")]
-    }  # rasterio cuts at the colon
-    return BandFile(
-        path,
-        i,
-        src.shape,
-        src.transform,
-        wkt,
-        _checked_type(src.dtypes[i - 1], path),
-        src.nodatavals[i - 1],
-        src.descriptions[i - 1],
-        "alpha" if "alpha" in flags else "mask" if "per_dataset" in flags else "",
-        stamp,
-        tags,
-        src.scales[i - 1],
-        src.offsets[i - 1],
-        src.colorinterp[i - 1].name,
-        next((own[k] for k in _NAME_TAGS if own.get(k)), None),
+def _bands(src, path: str, stamp) -> list:  # of BandFile
+    "The bands of an open file."
+    shared = dict(file=path, shape=src.shape, transform=src.transform, stamp=stamp, tags=src.tags())
+    shared["crs"] = sys.intern(src.crs.to_wkt()) if src.crs else ""  # one text for many files
+    each = dict(
+        dtype=[_checked_type(t, path) for t in src.dtypes],
+        nodata=src.nodatavals,
+        description=src.descriptions,
+        masked=[_hidden_by(flags) for flags in src.mask_flag_enums],
+        scale=src.scales,
+        shift=src.offsets,
+        color=[c.name for c in src.colorinterp],
+        said=[_name_tag(src.tags(i)) for i in src.indexes],
     )
+    return [
+        BandFile(index=i, **shared, **dict(zip(each, own)))
+        for i, own in zip(src.indexes, zip(*each.values()))
+    ]
+
+
+def _hidden_by(flags: list) -> str:
+    "By what GDAL hides pixels of a band."
+    names = {f.name for f in flags}
+    return "alpha" if "alpha" in names else "mask" if "per_dataset" in names else ""
+
+
+def _name_tag(tags: dict) -> str | None:
+    "The name in the tags of a band."
+    if not tags:
+        return None
+    own = {k.lower(): v for k, v in tags.items()}
+    word, _, name = own.get("eo", "").partition("=")  # rasterio cuts at the colon
+    own[f"eo:{word}"] = name
+    return next((own[k] for k in _NAME_TAGS if own.get(k)), None)
 
 # %% ../../nbs/scenes/01_files.ipynb #f11e0005
 _HTTP = dict(GDAL_HTTP_TIMEOUT="30", GDAL_HTTP_CONNECTTIMEOUT="10")  # seconds
@@ -391,6 +402,8 @@ def gdal_env(
     )  # sidecar files are asked for by name
     known = rasterio.env.getenv() if rasterio.env.hasenv() else {}
     usual = {k: v for k, v in usual.items() if k not in os.environ and k not in known}
+    if rasterio.env.hasenv() and not usual and not options:
+        return nullcontext()  # entering costs a tenth of opening a file
     return rasterio.Env(**usual, **options)
 
 
@@ -449,8 +462,7 @@ def _headers(path: str, stamp) -> list:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(path) as src:
             _check_place(src, path)
-            wkt, tags = src.crs.to_wkt() if src.crs else "", src.tags()
-            return [_band(src, i, path, wkt, stamp, tags) for i in src.indexes]
+            return _bands(src, path, stamp)
 
 
 def said_names(

@@ -44,6 +44,7 @@ from eo_brew.scenes.files import (
     band_files,
     file_stamp,
     find_mask,
+    gdal_env,
     gdal_path,
     group_bands,
     is_folder,
@@ -299,10 +300,8 @@ def open_scenes(
         raise ValueError(f"on_error={on_error!r} must be 'raise' or 'skip'")
     paths = path if isinstance(path, (list, tuple)) else [path]
     scenes, lost = [], []
-    with rasterio.Env():  # one for all
-        for p in (
-            q for p in paths for q in ([p] if isinstance(p, Scene) else scene_paths(p, sensor))
-        ):
+    with gdal_env("" if "://" in str(paths[0]) else "/"):  # one for all
+        for p in (q for p in paths for q in _found(p, sensor)):
             try:
                 scenes += [p] if isinstance(p, Scene) else _open_any(p, sensor, bands, kwargs)
             except ValueError as e:
@@ -315,6 +314,14 @@ def open_scenes(
         raise ValueError(f"path={str(path)!r}: no scene could be opened: {lost[:3]}")
     _check_alike(scenes)
     return scenes
+
+
+def _found(path, sensor):
+    "The scenes of a path, one after the other: a file's header is read when its turn comes."
+    if isinstance(path, Scene):
+        return [path]
+    listed = scene_paths(path, sensor)
+    return (p for p in listed if not _is_output(p)) if is_folder(path) else listed
 
 
 def _open_any(p, sensor, bands, kwargs: dict) -> list:
@@ -361,7 +368,7 @@ def scene_paths(
         return [path]
     check_folder(path)
     arrays = [f for f in list_files(path) if is_array(f)] if os.path.isdir(path) else []
-    files = [f for f in list_rasters(path) if not _is_output(f)]
+    files = list_rasters(path)
     if not files:
         return arrays or [path]
     known = get_sensor(sensor) if sensor is not None else own_words(path).get("sensor")
@@ -390,6 +397,8 @@ def _is_split(group: dict) -> bool:
 
 def _is_output(file: str) -> bool:
     "Is it a map that eo_brew made, or a plot?"
+    if not str(file).lower().endswith(RASTER_EXT):
+        return False
     try:
         tags = {k.lower(): str(v) for k, v in band_files(file)[0].tags.items()}
     except ValueError:

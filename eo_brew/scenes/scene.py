@@ -49,6 +49,8 @@ def same_grid(
     if a.shape != b.shape:
         return False
     s, t, (h, w) = a.transform, b.transform, a.shape
+    if s == t:
+        return True
     columns = [t.c - s.c + (t.a - s.a) * x + (t.b - s.b) * y for x in (0, w) for y in (0, h)]
     rows = [t.f - s.f + (t.d - s.d) * x + (t.e - s.e) * y for x in (0, w) for y in (0, h)]
     size = np.hypot(s.a, s.d), np.hypot(s.b, s.e)  # of a pixel, in units of the CRS
