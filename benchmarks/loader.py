@@ -61,7 +61,7 @@ def make_cogs(folder, n=2, compress="deflate", tile=(4, 2), noise=True):
             big,
             scene,
             BANDS,
-            scene.transform * Affine.translation(i * big.shape[2], 0),
+            scene.transform @ Affine.translation(i * big.shape[2], 0),
             nodata=0,
             driver="COG",
             blocksize=256,

@@ -213,7 +213,7 @@ def _files(d, n=12):
             np.random.default_rng(i).integers(1, 3000, (4, 64, 64)).astype("uint16"),
             S2,
             BANDS,
-            S2.transform * Affine.translation(64 * i, 0),
+            S2.transform @ Affine.translation(64 * i, 0),
         )
     return open_scenes(d, "sentinel2_l1c")
 

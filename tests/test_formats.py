@@ -28,7 +28,7 @@ WINDOW = (32, 48, 64, 64)  # of that cut
 def cut():
     scene = open_scene(sample_scene(), bands=BANDS)
     x, _ = read_window(scene, (ROWS.start, COLS.start, 128, 192))
-    transform = scene.transform * Affine.translation(COLS.start, ROWS.start)
+    transform = scene.transform @ Affine.translation(COLS.start, ROWS.start)
     return scene, x.astype("uint16"), transform
 
 
@@ -133,7 +133,7 @@ def safe_l2a(d, cut):
         _jp2(
             img / "R20m" / f"T33UUU_20230216T102101_{n}_20m.jp2",
             b[None, ::2, ::2] * 0 + 7,
-            (cut[0], None, cut[2] * Affine.scale(2)),
+            (cut[0], None, cut[2] @ Affine.scale(2)),
         )
     (root / "MTD_MSIL2A.xml").write_text(
         '<x><BOA_ADD_OFFSET band_id="0">-1000</BOA_ADD_OFFSET></x>'
@@ -369,7 +369,7 @@ def test_pair_folder_and_plain_rgb(tmp_path, cut):
     for n in "abcd":
         _save(tmp_path / f"{n}_dom.tif", rgb, cut, driver="GTiff")
         _save(
-            tmp_path / f"{n}_dsm.tif", h, (cut[0], None, cut[2] * Affine.scale(2)), driver="GTiff"
+            tmp_path / f"{n}_dsm.tif", h, (cut[0], None, cut[2] @ Affine.scale(2)), driver="GTiff"
         )
         (tmp_path / "plain").mkdir(exist_ok=True)
         with rasterio.open(

@@ -587,7 +587,7 @@ def test_warp_between_utm_zones(tmp_path):
     with rasterio.open(scene.bands[0].file) as src, WarpedVRT(src, crs="EPSG:32632", nodata=0) as v:
         other = open_scene(save_like(tmp_path / "z32.tif", v), "sentinel2_l1c", ["B08"], offset=0)
     y, x, n = 300, 600, 128
-    (l, t), (r, b) = scene.transform * (x, y), scene.transform * (x + n, y + n)
+    (l, t), (r, b) = scene.transform @ (x, y), scene.transform @ (x + n, y + n)
     a, ok = read_ground(other, (l, b, r, t), scene.crs, n)
     want = read_window(scene, (y, x, n, n))[0]
     assert ok.all() and np.corrcoef(a.ravel(), want.ravel())[0, 1] > 0.9

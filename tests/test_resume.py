@@ -410,7 +410,7 @@ def tiles(folder):
             x,
             scene,
             BANDS,
-            scene.transform * Affine.translation(64 * i, 0),
+            scene.transform @ Affine.translation(64 * i, 0),
         )
     return dict(scenes=folder, in_memory=False)
 

@@ -392,7 +392,7 @@ def test_a_scene_read_otherwise_does_not_continue_a_job(tmp_path, change):
         saturated=2999.0,
         mask=code(invalid=(401,)),
         bits=code(invalid=(400,), bits=1),
-        transform=scene.transform * Affine.translation(1, 0),
+        transform=scene.transform @ Affine.translation(1, 0),
         crs=rasterio.CRS.from_epsg(32634).to_wkt(),
         resampling="cubic",
     )[change]

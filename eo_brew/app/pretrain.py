@@ -86,7 +86,8 @@ def held(
 _WORDS = dict(checkpoint="vfm_checkpoint", num_workers="workers")
 _CONFIG = (
     "scenes sensor bands method preset dsm arch vfm vfm_checkpoint epochs steps size patch_size views bs lr seed "
-    "workers on_error stride n valid_pct offset gain nodata crs mask gsd"
+    "workers on_error stride n valid_pct offset gain nodata crs mask gsd "
+    "variable layout"
 ).split()
 
 

@@ -52,7 +52,7 @@ def same_grid(
     if a.shape != b.shape or a.crs != b.crs:
         return False
     h, w = a.shape
-    shifts = [~a.transform * (b.transform * p) for p in ((0, 0), (w, 0), (0, h))]
+    shifts = [~a.transform @ (b.transform @ p) for p in ((0, 0), (w, 0), (0, h))]
     return np.allclose(shifts, [(0, 0), (w, 0), (0, h)], rtol=0, atol=0.01)
 
 # %% ../../nbs/data/02_class_rasters.ipynb #167e69e2
@@ -135,6 +135,7 @@ class LabelRaster:
                     f"labels={self.path!r} has {src.count} bands: give one band of class numbers, not a picture"
                 )
             self.grid = grid_of(src)
+            self.dtype = np.dtype(src.dtypes[0])
         self.names = self.names or class_table(self.path)
         self.colors = self.colors or class_colors(self.path)
 

@@ -139,10 +139,10 @@ def _with_statistics(scenes: list, train: Windows, on_error: str) -> Sensor:
     "The scenes' sensor with statistics, measured on training windows if it brings none."
     check_values(scenes, train, on_error)
     sensor = scenes[0].sensor
-    return sensor if sensor.has_stats else measured_sensor(scenes, train)
+    return sensor if sensor.has_stats else measured_sensor(scenes, train, on_error=on_error)
 
 
-def _other(name: str, spec, scenes: list, path, allow_missing: bool):
+def _other(name: str, spec, scenes: list, path, reading: ReadingOptions):
     "A further modality: colours of the first, or a raster of its own."
     if isinstance(spec, str):
         if (name, spec) != ("rgb", "rgb"):
@@ -150,9 +150,10 @@ def _other(name: str, spec, scenes: list, path, allow_missing: bool):
                 f"modalities[{name!r}]={spec!r}: give dict(path=..., sensor=...), or rgb='rgb'"
             )
         return "rgb"
-    m = open_modality(name, spec, scenes, path, allow_missing)
+    m = open_modality(name, spec, scenes, path, reading.allow_missing)
     if not m.sensor.has_stats:
-        m.sensor = measured_sensor([s for s in m.scenes if s is not None])
+        there = [s for s in m.scenes if s is not None]
+        m.sensor = measured_sensor(there, on_error=reading.on_error)
     return m
 
 
@@ -241,7 +242,7 @@ def eo_dataloaders(
     train, valid = choose_windows(scenes, wanted, bs, windows, on_error)
     first = _with_statistics(scenes, train, on_error)
     specs = {k: v for k, v in (modalities or {}).items() if k != name}
-    others = [_other(k, v, scenes, path, allow_missing) for k, v in specs.items()]
+    others = [_other(k, v, scenes, path, reading) for k, v in specs.items()]
     of, classes = _labels(labels, scenes, path, classes, column)
     same = (name, others, in_memory, on_error, max_lost, allow_missing)
     sets = (WindowDataset(scenes, w, first, of(w), *same) for w in (train, valid))

@@ -112,7 +112,17 @@ def _open_source(path, column):
         raise ValueError(
             f"labels={str(path)!r} does not exist: give a raster, polygons, 'folder', a .csv file or a dict"
         )
-    return LabelRaster(path)
+    return _raster(path)
+
+
+def _raster(path) -> LabelRaster:
+    source = LabelRaster(path)
+    if source.dtype.kind == "f":
+        raise ValueError(
+            f"labels={str(path)!r} is {source.dtype}: classes are integers, heights and shares are none; if these are "
+            "classes, convert it (gdal_translate -ot Byte)"
+        )
+    return source
 
 
 def _check_place(
@@ -198,7 +208,7 @@ def read_labels(
         if placed:
             out = open_labels(labels, scene, classes, column)
             return out.read(0, scene).numpy(), out.names
-        source = LabelRaster(labels)
+        source = _raster(labels)
         out, own = ClassLabels([source], named), source.grid
         shape = own.shape if scene is None else tuple(scene.shape[-2:])
         return out.read(0, own._replace(shape=shape, crs=None)).numpy(), out.names

@@ -71,7 +71,7 @@ def _masked(mask, to: dict, ground: tuple) -> np.ndarray:
 
 def _same_grid(scene: Scene, ground, crs, size) -> tuple:
     "Arrays and rasters without CRS are not warped: the ground must be whole pixels of theirs."
-    (x0, y0), (x1, y1) = (~scene.transform * (ground[i], ground[j]) for i, j in ((0, 3), (2, 1)))
+    (x0, y0), (x1, y1) = (~scene.transform @ (ground[i], ground[j]) for i, j in ((0, 3), (2, 1)))
     if (
         scene.crs != crs
         or min(x0, y0) < -0.01
@@ -120,7 +120,7 @@ class Modality:
     def read(self, i: int, scene: Scene, window: tuple) -> tuple:  # values with NaN, valid
         "Read over the ground of `window` in `scene`, number `i` of the first modality."
         y, x, h, w = window
-        (l, t), (r, b) = scene.transform * (x, y), scene.transform * (x + w, y + h)
+        (l, t), (r, b) = scene.transform @ (x, y), scene.transform @ (x + w, y + h)
         mine = self.find(i, (l, b, r, t), scene.crs)
         size = (
             (self.size, self.size)

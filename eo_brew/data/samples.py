@@ -99,7 +99,7 @@ class WindowDataset:
         check_index(windows, self.scenes)
         self.sensor = sensor or self.scenes[0].sensor
         if not self.sensor.has_stats:
-            self.sensor = measured_sensor(self.scenes, windows)
+            self.sensor = measured_sensor(self.scenes, windows, on_error=on_error)
         self.windows = windows
         self.labels = labels
         self.name = name

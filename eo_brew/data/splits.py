@@ -29,7 +29,7 @@ def _unwrapped(x: np.ndarray, period: float) -> np.ndarray:
 def _corners(windows: Windows, at: np.ndarray, transform) -> tuple:  # x (4,N), y (4,N)
     y, x = windows.rows[at, 1], windows.rows[at, 2]
     ends = [(dx, dy) for dx in (0, windows.size) for dy in (0, windows.size)]
-    xs, ys = zip(*(transform * (x + dx, y + dy) for dx, dy in ends))
+    xs, ys = zip(*(transform @ (x + dx, y + dy) for dx, dy in ends))
     return np.stack(xs), np.stack(ys)
 
 

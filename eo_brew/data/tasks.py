@@ -124,7 +124,7 @@ class BoxLabels:
             to = rasterio.CRS.from_wkt(scene.crs)
             found = [bounds(transform_geom(self.crs, to, s)) for s in self.shapes]
             l, b, r, t = np.array(found).T
-            (x0, y0), (x1, y1) = ~scene.transform * (l, t), ~scene.transform * (r, b)
+            (x0, y0), (x1, y1) = ~scene.transform @ (l, t), ~scene.transform @ (r, b)
             corners = [
                 np.minimum(x0, x1),
                 np.minimum(y0, y1),

@@ -356,7 +356,7 @@ def _spec(job, model, names, colors, tags):
     )
     return MapSpec(
         s.shape,
-        s.scene.transform * s.scene.transform.scale(s.cell),
+        s.scene.transform @ s.scene.transform.scale(s.cell),
         s.scene.crs,
         p,
         count,
@@ -481,7 +481,7 @@ def predict(
     s = Sweep(model, open_for(self._da, model, modality), modality, kind, **sweep)
     check_packing(s.kind, s.channels)
     names, _ = _check_names(s, model, None, names, ())
-    lazy, t = _LazyMap(s, fit_packing(s.kind)), s.scene.transform * s.scene.transform.scale(s.cell)
+    lazy, t = _LazyMap(s, fit_packing(s.kind)), s.scene.transform @ s.scene.transform.scale(s.cell)
     coords = dict(
         y=t.f + t.e * (np.arange(s.shape[0]) + 0.5), x=t.c + t.a * (np.arange(s.shape[1]) + 0.5)
     ) | ({"band": list(names)} if names and s.kind != "classes" else {})

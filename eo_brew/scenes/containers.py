@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/scenes/04_containers.ipynb #781cf5f6
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,7 +51,9 @@ def open_container(
 
             return h5py.File(path, "r")
         if kind == "zarr":
-            return xr.open_zarr(path, chunks=None, consolidated=None, mask_and_scale=False)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated")
+                return xr.open_zarr(path, chunks=None, consolidated=None, mask_and_scale=False)
         return xr.open_dataset(path, chunks=None, mask_and_scale=False)
 
 # %% ../../nbs/scenes/04_containers.ipynb #c0a70002

@@ -92,7 +92,7 @@ def describe_raster(
 ) -> Description:
     "Open what is at `path`, read some of it and say what it looks like."
     scenes = open_scenes(path, sensor, bands, **kwargs)
-    stats = band_statistics(scenes, limit=limit)
+    stats = band_statistics(scenes, limit=limit, on_error=kwargs.get("on_error", "raise"))
     total = sum(s.shape[0] * s.shape[1] for s in scenes)
     return Description(scenes, stats, problems(stats, scenes[0].sensor), stats.pixels / total)
 

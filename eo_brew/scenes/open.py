@@ -93,7 +93,7 @@ def _at_gsd(scene: Scene, gsd: float) -> Scene:
     shape = int(scene.shape[0] / ry + 1e-6), int(scene.shape[1] / rx + 1e-6)
     if min(shape) < 1:
         raise ValueError(f"gsd={gsd:g}: {scene} is smaller than one such pixel")
-    return replace(scene, shape=shape, transform=scene.transform * Affine.scale(rx, ry))
+    return replace(scene, shape=shape, transform=scene.transform @ Affine.scale(rx, ry))
 
 
 def _arguments(path, given: dict) -> dict:

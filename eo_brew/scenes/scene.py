@@ -258,7 +258,7 @@ def _own_name(file: str) -> str:
 def _rects(scene: Scene, b) -> str:  # XML
     "Which pixels of a band's file are those of the scene's grid."
     (h, w), inv = scene.shape, ~b.transform
-    (x0, y0), (x1, y1) = inv * (scene.transform * (0, 0)), inv * (scene.transform * (w, h))
+    (x0, y0), (x1, y1) = inv @ (scene.transform @ (0, 0)), inv @ (scene.transform @ (w, h))
     return _rect("SrcRect", x0, y0, x1 - x0, y1 - y0) + _rect("DstRect", 0, 0, w, h)
 
 

@@ -121,15 +121,23 @@ def band_statistics(
     windows: Windows = None,  # where to look; default: all of it, once
     limit: int = None,  # most windows to read, evenly chosen
     progress: bool = False,  # show a bar
+    on_error: str = "raise",  # or 'skip': leave out windows that cannot be read, with a warning
 ) -> BandStats:
     "Statistics of the valid pixels of `scenes`."
     scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
     windows = tiles(scenes) if windows is None else windows
     if limit and len(windows) > limit:
         windows = [windows[i] for i in np.linspace(0, len(windows) - 1, limit).astype(int)]
-    stats = BandStats(scenes[0].sensor.band_names)
+    stats, lost = BandStats(scenes[0].sensor.band_names), []
     for s, window in progress_bar(windows, leave=False) if progress else windows:
-        stats.add(read_window(scenes[s], window)[0])
+        try:
+            stats.add(read_window(scenes[s], window)[0])
+        except ValueError as e:
+            if on_error == "raise" or len(lost) + 1 == len(windows):  # nothing is left
+                raise
+            lost.append(str(e))
+    if lost:
+        warnings.warn(f"{len(lost)} of {len(windows)} windows left out: {'; '.join(lost[:3])}")
     return stats
 
 
@@ -138,9 +146,10 @@ def measured_sensor(
     windows: Windows = None,  # measured on these; None: all
     limit: int = 500,  # at most so many windows
     progress: bool = False,  # show a bar
+    on_error: str = "raise",  # or 'skip': leave out windows that cannot be read, with a warning
 ) -> Sensor:
     "The sensor of `scenes`, with statistics measured on them."
-    stats = band_statistics(scenes, windows, limit, progress)
+    stats = band_statistics(scenes, windows, limit, progress, on_error)
     return (scenes if isinstance(scenes, Scene) else scenes[0]).sensor.with_stats(
         stats.mean, stats.std
     )
@@ -190,7 +199,7 @@ def problems(
 def check_values(
     scenes,  # a `Scene` or a list of them
     windows: Windows = None,  # where to look
-    on_error: str = "raise",  # or 'skip': warn only
+    on_error: str = "raise",  # or 'skip': warn only, and leave out windows that cannot be read
     limit: int = 8,  # windows to read
 ):
     "Raise (or warn) if a few windows already show that the numbers are not what the sensor says."
@@ -200,7 +209,7 @@ def check_values(
         {n for n, b in zip(scenes[0].sensor.band_names, scenes[0].bands) if b is None},
     )
     names = [n for n in sensor.band_names if n not in missing]
-    stats = band_statistics([s.select(names) for s in scenes], windows, limit)
+    stats = band_statistics([s.select(names) for s in scenes], windows, limit, on_error=on_error)
     if said := problems(stats, sensor.select(names)):
         text = (
             f"{scenes[0].name}"

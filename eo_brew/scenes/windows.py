@@ -213,7 +213,7 @@ def _covered(shapes: list, scene: Scene, corners: np.ndarray, size: int) -> np.n
     "Share of each window at `corners` (N,2) that polygons in the scene's CRS cover."
     cell = max(1, size // 8)
     cells = -(-scene.shape[0] // cell), -(-scene.shape[1] // cell)
-    coarse = scene.transform * rasterio.Affine.scale(cell)
+    coarse = scene.transform @ rasterio.Affine.scale(cell)
     burnt = rasterize(shapes, cells, transform=coarse, dtype="uint8")
     total = np.pad(burnt.cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
     y0, x0 = corners.T // cell
