@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import pytest
 import rasterio
 import torch
 from affine import Affine
+from processes import PROCESSES
 from safetensors.torch import save_file
 
 from eo_brew.app.cli import main
@@ -594,17 +596,26 @@ RUN = (
 ).split()
 
 
-def until_told(folder, argv, rows, group=True):
-    "A process of its own, told to stop when its log has more than `rows` lines: (exit code, output)."
+def command(argv, said):
+    "A command line as a process group of its own; everything is imported already."
+    os.setsid()
+    torch.set_num_threads(1)
+    with open(said, "w") as out, redirect_stdout(out), redirect_stderr(out):
+        code = main([str(a) for a in argv])
+    os._exit(code)
+
+
+def until_told(folder, argv, rows):
+    "Pretrain until the log has more than `rows` lines, then SIGTERM to the group: (exit code, output)."
     log, said = Path(folder) / "log.csv", Path(folder).with_suffix(".txt")
-    with open(said, "w") as out:  # a pipe that nobody reads would fill and stop the run
-        argv = [sys.executable, "-m", "eo_brew", "pretrain", "--out", str(folder), *map(str, argv)]
-        p = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-        while p.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > rows):
-            time.sleep(0.1)
-        (os.killpg if group else os.kill)(p.pid, signal.SIGTERM)
-        p.wait(120)
-    return p.returncode, said.read_text()
+    argv = ["pretrain", "--out", folder, *argv]
+    p = PROCESSES.Process(target=command, args=(argv, said))
+    p.start()
+    while p.is_alive() and not (log.exists() and len(log.read_text().splitlines()) > rows):
+        time.sleep(0.1)
+    os.killpg(p.pid, signal.SIGTERM)
+    p.join(120)
+    return p.exitcode, said.read_text()
 
 
 CHANGES = {
@@ -620,14 +631,13 @@ CHANGES = {
 }
 
 
-@pytest.mark.slow
 def test_a_resumed_run_is_the_same_run(eo, tmp_path):
     "`--offset -1000` on resume, or a scene replaced by noise, passed without a word."
     scenes, run = tmp_path / "scenes", tmp_path / "run"
     scenes.mkdir()
     raster(scenes / "a.tif")
     raster(scenes / "b.tif", 1)
-    code, said = until_told(run, [scenes, *RUN, "--workers", "2"], 2)
+    code, said = until_told(run, [scenes, *RUN, "--workers", "2"], 1)
     assert code == 75 and "checkpoint of step" in said, said
     for attack, (more, name) in CHANGES.items():
         code, _, err = eo("pretrain", "--resume", "--out", run, *more)

@@ -167,8 +167,8 @@ def _own(a):
     return dict(arch=a["arch"], vfm=vfm, views=_views(a["views"], a["method"]))
 
 
-def _build(a):
-    "Learner, epochs and facts of a run."
+def _plan(a):
+    "Loaders, epochs and options of the learner; what makes the run the same is known from them."
     set_seed(a["seed"])
     dls = _loaders(a)
     if not rank_distrib():
@@ -177,13 +177,21 @@ def _build(a):
     options = a["kwargs"] | {k: v for k, v in _own(a).items() if v is not None}
     if a["vfm"] == "none":
         options["vfm"] = None
-    steps = a["steps"] or epochs * len(dls.train)
-    learn = get_method(a["method"]).create(dls, a["preset"], steps, **options)
-    if torch.cuda.is_available():
-        learn.to_bf16()
+    return dls, epochs, options
+
+
+def _facts(a, dls, epochs, options):
+    "What a run that goes on with this one must have in common with it."
     what = {k: a[k] for k in ("method", "preset", "arch", "vfm", "seed", "size", "steps")}
     options = {k: v for k, v in options.items() if k not in ("cbs", *what)}
-    return learn, epochs, run_facts(dls, **what, epochs=epochs, **options)
+    return run_facts(dls, **what, epochs=epochs, **options)
+
+
+def _learner(a, dls, epochs, options):
+    "The learner of a run, in bf16 where there is a GPU."
+    steps = a["steps"] or epochs * len(dls.train)
+    learn = get_method(a["method"]).create(dls, a["preset"], steps, **options)
+    return learn.to_bf16() if torch.cuda.is_available() else learn
 
 # %% ../../nbs/app/01_pretrain.ipynb #1c5b2996
 def pretrain(
@@ -216,12 +224,14 @@ def pretrain(
         print(f"{out} holds a finished run: there is nothing to go on with")
         return out / "encoder.safetensors"
     if dry_run:
-        learn, epochs, _ = _build(given)
-        return measure(learn, epochs)
+        plan = _plan(given)
+        return measure(_learner(given, *plan), plan[1])
     with held(out, resume):
-        learn, epochs, facts = _build(given)
+        plan = _plan(given)
+        facts = _facts(given, *plan)
         if resume:
             check_same_run(out, facts, allow_change)
+        learn = _learner(given, *plan)
         if not rank_distrib() and not (out / "run.json").exists():
             write_record(out, facts, config_of(given))
-        return _run(distribute(learn), out, epochs, steps, resume)
+        return _run(distribute(learn), out, plan[1], steps, resume)
