@@ -4,13 +4,16 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+ALONE = "PYTEST_XDIST_WORKER" not in os.environ
+if not ALONE:  # two processes of tests side by side have one core each, and so have their children
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 from hypothesis import settings
 import torch
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(min(2, os.cpu_count() or 1) if ALONE else 1)
 
 settings.register_profile(
     "same", derandomize=True
@@ -23,6 +26,12 @@ def pytest_addoption(parser):
         "--runslow", action="store_true", help="also run what takes more than a minute"
     )
     parser.addoption("--runnetwork", action="store_true", help="also run what needs a network")
+
+
+def pytest_xdist_auto_num_workers(config):
+    "The whole suite runs in two processes; a file or a test that is named runs in this one."
+    named = [a for a in config.invocation_params.args if os.path.isfile(str(a).split("::")[0])]
+    return 0 if named else min(2, os.cpu_count() or 1)
 
 
 def pytest_configure(config):

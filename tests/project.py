@@ -65,12 +65,12 @@ def comment_lines(src: str) -> set:  # numbers of the lines of `src` that carry 
 
 
 def copy_project(to: Path) -> Path:  # a copy without data, git and what was built, to work on
-    "Copy what nbdev needs into `to`."
+    "Copy what nbdev and the site need into `to`."
     ignore = shutil.ignore_patterns(
         "__pycache__", "_proc", "_docs", ".ipynb_checkpoints", "samples", "nbdev.yml"
     )
     for d in "nbs", "eo_brew", "tools":
         shutil.copytree(ROOT / d, to / d, ignore=ignore, symlinks=True)
-    for f in "settings.ini", "setup.py", "pyproject.toml", "_quarto.yml", "README.md":
-        shutil.copy(ROOT / f, to / f)
+    for f in (f for f in ROOT.iterdir() if f.is_file() and not f.name.startswith(".")):
+        shutil.copy(f, to)
     return to

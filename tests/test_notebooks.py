@@ -82,8 +82,10 @@ def run(
     import torch
     from execnb.nbio import read_nb
     from execnb.shell import CaptureShell
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
+    threadpool_limits(1)  # numpy's threads, too: two notebooks run side by side, each on one core
     stored, fresh = read_nb(nb), read_nb(nb)
     shell = CaptureShell(nb)
     os.chdir(nb.parent)
@@ -133,8 +135,8 @@ def run_alone(nb: Path, flags: list, timeout: float = 900) -> str:
 
 @pytest.fixture(scope="module")
 def pool():
-    "Two notebooks at a time."
-    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+    "Two notebooks at a time, or one beside another process of tests."
+    with ThreadPoolExecutor(1 if "PYTEST_XDIST_WORKER" in os.environ else 2) as pool:
         yield pool
         pool.shutdown(cancel_futures=True)
 
