@@ -6,6 +6,7 @@ Each table holds an attack and what the user sees. A local server counts request
 import http.server
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from affine import Affine
 from processes import PROCESSES
 from safetensors.torch import save_file
 
-from eo_brew.app.cli import main
+from eo_brew.app.cli import COMMANDS, main
 from eo_brew.core.sensors import get_sensor
 from eo_brew.core.trust import allow_outside
 from eo_brew.maps.predict import predict_raster
@@ -655,3 +657,58 @@ def test_a_resumed_run_is_the_same_run(eo, tmp_path):
     rows = len((run / "log.csv").read_text().splitlines())
     code, said = until_told(run, ["--resume", "--allow-change", "scenes"], rows)
     assert code == 75 and "going on with another scenes" in said, said
+
+
+# -- the page "What is promised"
+
+PAGE = Path(__file__).parent.parent / "nbs" / "guide" / "what_is_promised.md"
+
+
+def test_each_promise_names_a_test_that_exists():
+    here, text = Path(__file__).parent, PAGE.read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+\.py)::(test_\w+)`", text))
+    assert len(named) > 30
+    gone = [n for f, n in named if not re.search(rf"^def {n}\(", (here / f).read_text(), re.M)]
+    assert not gone
+    tables = [l for l in text.splitlines() if l.startswith("| ") and "`" in l]
+    commands = [l for l in tables if re.match(r"\| `\w+` \|", l)]
+    assert {l.split("`")[1] for l in commands} == set(COMMANDS)
+    assert not [l for l in tables if l not in commands and "::" not in l]
+
+
+def promised(command):
+    "Names of the files below OUT that the page tells of, as patterns."
+    row = next(l for l in PAGE.read_text().splitlines() if l.startswith(f"| `{command}` |"))
+    return set(re.findall(r"`OUT/([^`]+)`", row.split("|")[2]))
+
+
+def test_commands_write_the_files_that_are_promised(eo, tmp_path, monkeypatch):
+    "Each in an empty folder; `demo`, which takes minutes, in its notebook."
+    e, s = save_encoder(encoder(), tmp_path / "e.safetensors"), raster(tmp_path / "s.tif", size=768)
+    y = tmp_path / "y.tif"
+    with rasterio.open(s) as src, rasterio.open(y, "w", **src.profile | dict(count=1)) as dst:
+        dst.write(src.read([1]) // 1500)
+    tiny = RUN[: RUN.index("--epochs")] + "--epochs 1 --n 24 --bs 24 --valid-pct 0".split()
+    lines = {
+        "pretrain": [s, *tiny, "--out", "run"],
+        "info": [s, "--sensor", "sentinel2_l1c"],
+        "predict": [e, s, "--out", "m.tif", "--size", 32],
+        "export": [e, "hub"],
+        "probe": [e, "--data", s, "--labels", y, "--out", "p", "--layers", 0],
+    }
+    for command, line in lines.items():
+        place = tmp_path / command
+        place.mkdir()
+        monkeypatch.chdir(place)
+        code, _, err = eo(command, *line)
+        assert code == 0, (command, err)
+        files = [p.relative_to(place) for p in place.rglob("*") if p.is_file()]
+        if command in ("info", "predict"):
+            assert files == [Path("m.tif")] * (command == "predict")
+            continue
+        below, patterns = {str(Path(*f.parts[1:])) for f in files}, promised(command)
+        assert len({f.parts[0] for f in files}) == 1
+        assert all(any(fnmatch(f, p) for p in patterns) for f in below), (command, below)
+        assert all(any(fnmatch(f, p) for f in below) for p in patterns), (command, below)
+    code, out, _ = eo("pretrain", "--resume", "--out", tmp_path / "pretrain" / "run")
+    assert code == 0 and "holds a finished run: there is nothing to go on with" in out

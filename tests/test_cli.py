@@ -2,8 +2,11 @@
 for every mistake.
 """
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -438,3 +441,17 @@ def test_a_fault_of_the_program_is_a_traceback(place, tmp_path, monkeypatch):
     monkeypatch.setattr(eo_brew.maps.predict, "predict_raster", lambda *a, **k: [][1])
     with pytest.raises(IndexError):
         main(["predict", str(place), str(place / "scene.tif"), "--out", str(tmp_path / "o.tif")])
+
+
+def test_ctrl_c_has_its_code(eo, place, tmp_path, monkeypatch):
+    import eo_brew.maps.predict
+
+    def stopped(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+
+    monkeypatch.setattr(eo_brew.maps.predict, "predict_raster", stopped)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    code, _, err = eo("predict", place, place / "scene.tif", "--out", tmp_path / "o.tif")
+    signal.signal(signal.SIGINT, before)
+    assert code == 130 and err == "eo_brew: stopped\n" and not list(tmp_path.iterdir())

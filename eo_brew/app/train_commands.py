@@ -7,6 +7,8 @@ __all__ = []
 
 # %% ../../nbs/app/03_train_commands.ipynb #8c918a6e
 import signal
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -40,14 +42,20 @@ def run_demo(
     )
 
 # %% ../../nbs/app/03_train_commands.ipynb #fc300627
-def _stop_politely():
+@contextmanager
+def _stopping_politely():
     "SIGTERM and Ctrl-C before the first step: nothing to save, but the code that says 'again later'."
 
     def stop(number, frame):
         raise SystemExit(75)
 
-    for s in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(s, stop)
+    old = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        if not isinstance(sys.exc_info()[1], SystemExit):  # a signal that is repeated is the same
+            for s, handler in old.items():
+                signal.signal(s, handler)
 
 
 def _check_pretrain(scenes, out, sensor, method, dsm, vfm_checkpoint, resume):
@@ -111,9 +119,6 @@ def run_pretrain(
     "Pretrain an encoder on your own scenes."
     if not _check_pretrain(scenes, out, sensor, method, dsm, vfm_checkpoint, resume):
         return
-    _stop_politely()
-    from eo_brew.app.pretrain import pretrain
-
     data = (
         dict(num_workers=workers, on_error=on_error, stride=stride, n=n, valid_pct=valid_pct)
         | reading
@@ -125,7 +130,10 @@ def run_pretrain(
     ).split()
     given = {k: v for k, v in locals().items() if k in names}
     given |= dict(checkpoint=vfm_checkpoint, data=data, allow_change=tuple(allow_change or ()))
-    done = pretrain(scenes, out, **given, **more)
+    with _stopping_politely():
+        from eo_brew.app.pretrain import pretrain
+
+        done = pretrain(scenes, out, **given, **more)
     if dry_run:
         print(done)
     else:
