@@ -542,7 +542,7 @@ def test_nothing_is_written_beside_what_is_asked_for(eo, tmp_path, monkeypatch):
 
 
 def test_a_job_folder_is_private(tmp_path):
-    from eo_brew.maps.predict import MapJob, _run_remote
+    from eo_brew.maps.jobs import MapJob, _run_remote
     from eo_brew.maps.sweep import Sweep
 
     scene = open_scene(raster(tmp_path / "s.tif"), "sentinel2_l1c")

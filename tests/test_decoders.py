@@ -13,7 +13,7 @@ from eo_brew.models.decoders import (
     visible_places,
     true_places,
 )
-from eo_brew.models.encoder import Tokens
+from eo_brew.models.tokens import Tokens
 from eo_brew.views.masking import cross_modal_masks, random_mask
 
 GRID, B, D = (3, 4), 5, 16

@@ -19,7 +19,8 @@ from torch import nn
 from eo_brew.models.encoder import create_encoder
 from eo_brew.scenes.open import open_raster, open_scene, read_window, sample_scene, write_raster
 from eo_brew.scenes.scene import Mask
-from eo_brew.maps.predict import MapJob, predict_raster
+from eo_brew.maps.jobs import MapJob
+from eo_brew.maps.predict import predict_raster
 from eo_brew.core.sensors import get_sensor
 from eo_brew.maps.models import ProbeMap
 from eo_brew.maps.sweep import Sweep

@@ -534,7 +534,7 @@ def test_the_last_global_view_is_no_local_one():
             ),
             "bool",
         ),
-        (lambda: small(photometric=False)({"ms": torch.rand(2, 6, 6, 6)}), "larger patches"),
+        (lambda: small(photometric=False)({"ms": torch.rand(2, 6, 6, 6)}), "larger windows"),
         (lambda: small(n_local=-1), "n_local"),
         (lambda: MultiCrop(n_global=0, n_local=0), "at least one"),
         (lambda: small(global_scale=(0.5, 1.2)), "scale"),

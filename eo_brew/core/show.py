@@ -280,28 +280,29 @@ def show_labels(
 # %% ../../nbs/core/02_show.ipynb #f2875229
 def _three(x, sensor):
     "Three bands of a view: itself, those that `sensor` names, or the mean of all."
-    return _rgb(
-        x if len(x) == 3 or sensor else x.mean(0, keepdims=True), None if len(x) == 3 else sensor
-    )
+    if len(x) == 3:
+        return _rgb(x, None)
+    return _rgb(x if sensor else x.mean(0, keepdims=True), sensor)
 
 
 def _draw_boxes(ax, views, i, shape):
-    "The views' boxes on the patch, global views solid."
+    "The views' boxes on the window, global views solid."
     for v, view in enumerate(views):
         y0, x0, y1, x1 = _array(view["box"])[i] * np.array([*shape] * 2)
-        ax.add_patch(
-            plt.Rectangle(
-                (x0 - 0.5, y0 - 0.5),
-                x1 - x0,
-                y1 - y0,
-                fill=False,
-                lw=1.2 if v < 2 else 0.8,
-                ls="-" if v < 2 else ":",
-                color=f"C{v % 10}",
-            )
-        )
+        style = dict(lw=1.2, ls="-") if v < 2 else dict(lw=0.8, ls=":")
+        corner, w, h = (x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0
+        ax.add_patch(plt.Rectangle(corner, w, h, fill=False, color=f"C{v % 10}", **style))
 
 
+def _draw_row(row, name, images):
+    "One entry of one sample in all views, stretched alike."
+    vrange = (0, 1)
+    if name != "rgb":
+        vrange = np.nanpercentile(np.concatenate([x.ravel() for x in images]), (2, 98))
+    for ax, x in zip(row, images):
+        _draw(np.moveaxis(stretch(x, vrange=vrange), 0, -1), ax)
+
+# %% ../../nbs/core/02_show.ipynb #adcecd15
 def show_views(
     views: list,  # dicts of name -> (B,C,h,w), as `MultiCrop` returns them
     max_n: int = 2,  # samples to show
@@ -321,26 +322,16 @@ def show_views(
         raise ValueError(f"names: {names}; the views hold {list(views[0])}. Pass names=(...).")
     cols = ([batch] if batch else []) + views[:max_views]
     n = min(max_n, len(views[0][names[0]]))
-    fig, axs = plt.subplots(
-        n * len(names),
-        len(cols),
-        figsize=(size * len(cols), size * n * len(names) + 0.2),
-        squeeze=False,
-    )
+    size = (size * len(cols), size * n * len(names) + 0.2)
+    fig, axs = plt.subplots(n * len(names), len(cols), figsize=size, squeeze=False)
     for row, (i, name) in zip(axs, itertools.product(range(n), names)):
-        xs = [_three(_array(c[name][i]), sensor) for c in cols]
-        vrange = (
-            (0, 1)
-            if name == "rgb"
-            else np.nanpercentile(np.concatenate([x.ravel() for x in xs]), (2, 98))
-        )
-        for ax, x in zip(row, xs):
-            _draw(np.moveaxis(stretch(x, vrange=vrange), 0, -1), ax)
+        images = [_three(_array(c[name][i]), sensor) for c in cols]
+        _draw_row(row, name, images)
         if batch:
-            _draw_boxes(row[0], views[:max_views], i, xs[0].shape[1:])
+            _draw_boxes(row[0], views[:max_views], i, images[0].shape[1:])
         row[0].set_ylabel(f"{name} {i}", fontsize=8)
     for ax, c in zip(axs[0], cols):
-        ax.set_title("patch" if c is batch else f"{c[names[0]].shape[-1]} px", fontsize=8)
+        ax.set_title("window" if c is batch else f"{c[names[0]].shape[-1]} px", fontsize=8)
     fig.tight_layout(pad=0.3)
     return axs
 
@@ -353,33 +344,30 @@ def plot_losses(
     ax=None,  # draw here
 ):  # the axes
     "Plot the parts of a loss over the run."
-    if isinstance(table, (str, Path)):
-        if not Path(table).is_file():
-            raise ValueError(
-                f"table: no file {str(table)!r}; a csv with a column for each loss part is needed."
-            )
-        table = pd.read_csv(table)
-    table = pd.DataFrame(table).apply(pd.to_numeric, errors="coerce")
+    table = _read_table(table)
     if x is None:
         x = next((c for c in ("step", "iter", "epoch") if c in table), None)
-    names = names or [
-        c
-        for c in table
-        if c not in ("step", "iter", "epoch", "lr", "wd", "momentum", "time", x)
-        and table[c].notna().any()
-    ]
+    others = ("step", "iter", "epoch", "lr", "wd", "momentum", "time", x)
+    names = names or [c for c in table if c not in others and table[c].notna().any()]
     missing = [c for c in [*names, *([x] if x else [])] if c not in table]
     if missing or not names:
         raise ValueError(f"names: {missing or names}; the table has the columns {list(table)}.")
     ax = ax or plt.subplots(figsize=(6, 3))[1]
     for c in names:
         known = table[table[c].notna()]
-        ax.plot(
-            known[x] if x else known.index,
-            known[c].rolling(smooth, min_periods=1).mean(),
-            label=c,
-            lw=1.2,
-        )
+        mean = known[c].rolling(smooth, min_periods=1).mean()
+        ax.plot(known[x] if x else known.index, mean, label=c, lw=1.2)
     ax.set(xlabel=x or "row", ylabel="loss part")
     ax.legend(fontsize=8, frameon=False)
     return ax
+
+
+def _read_table(table):
+    "Numbers of a table, from a file or from memory."
+    if isinstance(table, (str, Path)):
+        if not Path(table).is_file():
+            raise ValueError(
+                f"table: no file {str(table)!r}; a csv with a column for each loss part is needed."
+            )
+        table = pd.read_csv(table)
+    return pd.DataFrame(table).apply(pd.to_numeric, errors="coerce")

@@ -21,7 +21,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from ..scenes.files import file_stamp
-from ..scenes.scene import handles
+from ..scenes.scene import handles, same_grid
 
 # %% ../../nbs/data/02_class_rasters.ipynb #4ad0a118
 class Grid(NamedTuple):
@@ -44,16 +44,12 @@ def grid_of(
     return Grid(tuple(raster.shape[-2:]), transform, crs)
 
 
-def same_grid(
+def same_place(
     a: Grid,  # one
     b: Grid,  # and another
 ) -> bool:
-    "Do two grids agree to a hundredth of a pixel?"
-    if a.shape != b.shape or a.crs != b.crs:
-        return False
-    h, w = a.shape
-    shifts = [~a.transform @ (b.transform @ p) for p in ((0, 0), (w, 0), (0, h))]
-    return np.allclose(shifts, [(0, 0), (w, 0), (0, h)], rtol=0, atol=0.01)
+    "Is it one grid in one CRS, to a hundredth of a pixel?"
+    return a.crs == b.crs and same_grid(a, b)
 
 # %% ../../nbs/data/02_class_rasters.ipynb #167e69e2
 #: columns of an attribute table that name a class
@@ -167,7 +163,7 @@ class LabelRaster:
     def _check_shape(self, grid: Grid):
         mine, other = self.grid._replace(crs=None), grid._replace(crs=None)
         unplaced = rasterio.Affine.identity() in (mine.transform, other.transform)
-        if mine.shape != other.shape or not (unplaced or same_grid(mine, other)):
+        if mine.shape != other.shape or not (unplaced or same_place(mine, other)):
             raise ValueError(
                 f"labels={self.path!r} have {mine.shape} pixels, the scene {grid.shape}, and there is no CRS "
                 "to warp them by: rasterise them on the scene's grid, or give both a CRS"

@@ -9,12 +9,14 @@ __all__ = []
 from functools import lru_cache
 import re
 import warnings
+from contextlib import contextmanager
 import numpy as np
 import rasterio
 import torch
 from fastai.data.core import DataLoaders
 from .dataloaders import EODataLoader
 from ..scenes.open import open_raster
+from ..scenes.windows import window_starts
 from ..core.sensors import Sensor, get_sensor
 
 # %% ../../nbs/data/09_datasets.ipynb #256f14df
@@ -140,12 +142,10 @@ class TorchGeoData:
     def _target(self, s):
         if "bbox_xyxy" in s or "bbox" in s:
             return _boxes(s, self.label_offset)
+        if "mask" in s and self.height:
+            return torch.as_tensor(s["mask"]).float().squeeze()
         if "mask" in s:
-            return (
-                torch.as_tensor(s["mask"]).float().squeeze()
-                if self.height
-                else _classes(s["mask"], self.mask_map)
-            )
+            return _classes(s["mask"], self.mask_map)
         if "label" not in s:
             raise ValueError(
                 f"the sample has {list(s)}: no 'label', 'mask' or 'bbox_xyxy' to learn."
@@ -230,40 +230,40 @@ class RasterPairs:
         pair = isinstance(files, (tuple, list))
         x = [self._open(p) for p in (files if pair else [files])]
         names = ("before", "after") if pair else (self.modality,)
-        y, ok = self._label(i, x[0].shape[1:]), torch.stack([v.isfinite().all(0) for v in x]).all(0)
+        y = self._label(i, x[0].shape[1:])
+        ok = torch.stack([v.isfinite().all(0) for v in x]).all(0)
         if y.ndim:
             y = torch.where(ok, y, float("nan") if self.height else 255)
-        return {k: torch.nan_to_num(v) for k, v in zip(names, x)} | {
-            f"{k}_valid": ok[None] for k in names
-        }, y
+        batch = {k: torch.nan_to_num(v) for k, v in zip(names, x)}
+        return batch | {f"{k}_valid": ok[None] for k in names}, y
 
     def _open(self, path):
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", rasterio.errors.NotGeoreferencedWarning
-            )  # PNGs have no place on earth
-            return torch.from_numpy(
-                open_raster(path, self.full, self.sensor.band_names, **self.kwargs).values
-            )
+        with _no_place_needed():
+            da = open_raster(path, self.full, self.sensor.band_names, **self.kwargs)
+            return torch.from_numpy(da.values)
 
     def _label(self, i, size):
         if not hasattr(self.labels[i], "__fspath__") and not isinstance(self.labels[i], str):
             return torch.tensor(int(self.labels[i]))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(self.labels[i]) as f:
-                y = f.read()
+        with _no_place_needed(), rasterio.open(self.labels[i]) as f:
+            y = f.read()
         if y.shape[1:] != tuple(size):
             raise ValueError(
                 f"label {self.labels[i]} has {y.shape[1:]} pixels, its image {tuple(size)}: both must lie on one grid."
             )
         if callable(self.mask_map):
             return torch.as_tensor(self.mask_map(y))
-        return (
-            torch.from_numpy(y[0]).float()
-            if self.height
-            else _classes(y[0].astype(np.int64), self.mask_map)
-        )
+        if self.height:
+            return torch.from_numpy(y[0]).float()
+        return _classes(y[0].astype(np.int64), self.mask_map)
+
+
+@contextmanager
+def _no_place_needed():
+    "PNGs have no place on earth."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        yield
 
 # %% ../../nbs/data/09_datasets.ipynb #6c23976e
 class Tiles:
@@ -288,8 +288,8 @@ class Tiles:
             raise ValueError(
                 f"sample {i} has {h} x {w} pixels, less than size={self.size}: choose a smaller size."
             )
-        starts = lambda n: [*range(0, n - self.size, self.size), n - self.size]
-        return [(y, x) for y in starts(h) for x in starts(w)]
+        ys, xs = (window_starts(n, self.size, self.size).tolist() for n in (h, w))
+        return [(y, x) for y in ys for x in xs]
 
     def __len__(self):
         return len(self.at)

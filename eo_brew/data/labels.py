@@ -16,7 +16,7 @@ import torch
 from rasterio.io import MemoryFile
 from torch import Tensor
 
-from .class_rasters import Grid, LabelRaster, grid_of, same_grid
+from .class_rasters import Grid, LabelRaster, grid_of, same_place
 from .polygons import LabelPolygons, VECTOR
 from ..scenes.scene import Scene
 
@@ -142,7 +142,7 @@ def _check_place(
             known,
             f"labels: {n} polygons of {where} are rasterised on the grid of {_name(scene)}",
         )
-    if same_grid(source.grid, grid):
+    if same_place(source.grid, grid):
         return known, ""
     return known, (
         f"labels: {where} ({_crs_name(source)}, {source.grid.shape[0]}x{source.grid.shape[1]} pixels) is "
@@ -213,7 +213,7 @@ def read_labels(
         shape = own.shape if scene is None else tuple(scene.shape[-2:])
         return out.read(0, own._replace(shape=shape, crs=None)).numpy(), out.names
     if placed and hasattr(labels, "rio") and labels.rio.crs is not None:
-        if not same_grid(grid_of(labels), grid_of(scene)):
+        if not same_place(grid_of(labels), grid_of(scene)):
             with _in_memory(labels) as file:
                 return read_labels(
                     file.name, scene, classes or LabelArray(labels).names.values() or None

@@ -112,8 +112,8 @@ def pad_boxes(
     )
 
 # %% ../../nbs/data/06_loader.ipynb #1c4f072e
-class EODataLoader(TfmdDL):
-    "fastai's `TfmdDL` with a seeded, resumable order, and pictures of rasters."
+class SeededLoader(TfmdDL):
+    "fastai's `TfmdDL` with a seeded, resumable order; a last sample alone joins the batch before it."
 
     def __init__(
         self,
@@ -122,18 +122,11 @@ class EODataLoader(TfmdDL):
         shuffle: bool = False,  # another order every epoch
         num_workers: int = 0,  # processes that read; 0: this one
         seed: int = 0,  # of the order
-        sensors: dict = None,  # name -> `Sensor`; None: the dataset's
-        classes: list = None,  # names of the classes
-        threads: int = 0,  # of this process that read ahead
         **kwargs,  # further arguments of fastai's `TfmdDL`
     ):
         self.seed = seed
         self.epoch = 0
         self.looking = False
-        self.classes = classes
-        self.threads = threads
-        self.memory = None
-        self.sensors = sensors or getattr(dataset, "sensors", {})
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=num_workers, **kwargs)
 
     def set_epoch(self, epoch: int):
@@ -153,7 +146,7 @@ class EODataLoader(TfmdDL):
 
     def chunkify(self, b):
         held = None
-        for c in super().chunkify(b):  # a last sample alone joins the batch before it
+        for c in super().chunkify(b):
             if held is not None and len(c) == 1 < (self.bs or 1):
                 held, c = None, [*held, *c]
             if held is not None:
@@ -161,6 +154,32 @@ class EODataLoader(TfmdDL):
             held = c
         if held is not None:
             yield held
+
+    def __len__(self):
+        alone = 1 < (self.bs or 1) < self.n and self.n % self.bs == 1
+        return super().__len__() - (not self.drop_last and alone)
+
+# %% ../../nbs/data/06_loader.ipynb #13c06af9
+class EODataLoader(SeededLoader):
+    "A `SeededLoader` of windows: read ahead by threads, straight into the memory of a batch, and drawn as rasters."
+
+    def __init__(
+        self,
+        dataset,  # of samples `(dict,)` or `(dict, y)`
+        bs: int = 64,  # samples a batch
+        shuffle: bool = False,  # another order every epoch
+        num_workers: int = 0,  # processes that read; 0: this one
+        seed: int = 0,  # of the order
+        sensors: dict = None,  # name -> `Sensor`; None: the dataset's
+        classes: list = None,  # names of the classes
+        threads: int = 0,  # of this process that read ahead
+        **kwargs,  # further arguments of fastai's `TfmdDL`
+    ):
+        self.classes = classes
+        self.threads = threads
+        self.memory = None
+        self.sensors = sensors or getattr(dataset, "sensors", {})
+        super().__init__(dataset, bs, shuffle, num_workers, seed, **kwargs)
 
     def create_batches(self, samps):
         memory = None
@@ -178,11 +197,9 @@ class EODataLoader(TfmdDL):
                 self.memory = None  # memory of one process: the loader may be sent to another
 
     def create_item(self, s):
-        return (
-            self.dataset.item(s[0], s[1].numpy())
-            if isinstance(s, tuple)
-            else super().create_item(s)
-        )
+        if isinstance(s, tuple):
+            return self.dataset.item(s[0], s[1].numpy())
+        return super().create_item(s)
 
     def create_batch(self, b):
         own = {}  # what already lies side by side
@@ -198,11 +215,6 @@ class EODataLoader(TfmdDL):
         if "index" in batch:
             batch["index"] = np.asarray(batch["index"])  # numbers of windows stay with the host
         return ({**own, **batch}, *ys)
-
-    def __len__(self):
-        return super().__len__() - (
-            not self.drop_last and 1 < (self.bs or 1) < self.n and self.n % self.bs == 1
-        )
 
     def after_iter(self):
         if hasattr(self.dataset, "lost_windows"):

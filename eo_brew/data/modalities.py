@@ -37,7 +37,7 @@ def read_ground(
     "Read the pixels over a rectangle of ground; outside the scene nothing is valid."
     h, w = (size, size) if isinstance(size, int) else size
     if isinstance(scene, ArrayScene) or not scene.crs:
-        return _same_grid(scene, ground, crs, (h, w))
+        return _whole_pixels(scene, ground, crs, (h, w))
     to = dict(
         crs=rasterio.CRS.from_wkt(crs), transform=from_bounds(*ground, w, h), height=h, width=w
     )
@@ -69,7 +69,7 @@ def _masked(mask, to: dict, ground: tuple) -> np.ndarray:
     return ~inside | np.isin(code[0], mask.invalid) | ((code[0].astype(np.int64) & mask.bits) != 0)
 
 
-def _same_grid(scene: Scene, ground, crs, size) -> tuple:
+def _whole_pixels(scene: Scene, ground, crs, size) -> tuple:
     "Arrays and rasters without CRS are not warped: the ground must be whole pixels of theirs."
     (x0, y0), (x1, y1) = (~scene.transform @ (ground[i], ground[j]) for i, j in ((0, 3), (2, 1)))
     if (

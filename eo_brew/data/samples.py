@@ -173,7 +173,7 @@ def _entries(name: str, x: np.ndarray, valid: np.ndarray, sensor: Sensor, bands:
         **there,
     }
 
-
+# %% ../../nbs/data/05_samples.ipynb #9d62913d
 def _sample(self: WindowDataset, i: int, out: np.ndarray = None) -> tuple:
     "Read sample `i`."
     s, window = self.windows[i]

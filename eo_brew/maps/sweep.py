@@ -14,6 +14,7 @@ import numpy as np
 import rasterio
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core.checks import check_name
@@ -50,9 +51,8 @@ def _fit(self, model, modality, any_gsd):
     except ValueError:
         encoder = None
     for m, s in self.scenes.items():
-        sensor = encoder and encoder.sensors.get(
-            m, encoder.sensors.get(modality) if len(self.scenes) > 1 else None
-        )
+        other = encoder and len(self.scenes) > 1 and encoder.sensors.get(modality)
+        sensor = encoder and encoder.sensors.get(m, other or None)
         if encoder and m not in encoder.modalities and len(self.scenes) == 1:
             check_name(m, encoder.modalities, "modality")
         if sensor:
@@ -68,66 +68,61 @@ def _fit(self, model, modality, any_gsd):
         )
     self.scene = next(iter(self.scenes.values()))
 
-
+# %% ../../nbs/maps/01_sweep.ipynb #f537ade2
 def _noise(scene, size):
     "A window of noise in the units of a scene, always the same: the answer to it tells models apart."
-    x, stats = (
-        torch.randn(1, len(scene.bands), size, size, generator=torch.Generator().manual_seed(0)),
-        scene.sensor.has_stats,
-    )
-    return x * scene.sensor.std[:, None, None] + scene.sensor.mean[:, None, None] if stats else x
+    fixed, sensor = torch.Generator().manual_seed(0), scene.sensor
+    x = torch.randn(1, len(scene.bands), size, size, generator=fixed)
+    if not sensor.has_stats:
+        return x
+    return x * sensor.std[:, None, None] + sensor.mean[:, None, None]
 
 
-def _measure(self, kind, model, overlap, margin):
+def _kind(self, kind):
+    "What the output is; told by the model unless `kind` says so."
+    if kind is None and isinstance(self.module, Encoder):
+        kind = "embeddings"
+    elif kind is None:
+        kind = "values" if self.channels == 1 else "classes"
+    return check_name(kind, ("classes", "values", "embeddings"), "kind")
+
+
+def _measure(self, kind, overlap, margin):
     "Ask the model for one window: how many channels, how many pixels a cell, which answer."
-    H, W = self.scene.shape
-    if min(H, W) < self.size:
+    height, width = self.scene.shape
+    if min(height, width) < self.size:
         raise ValueError(
-            f"{self.scene.name} of {H}x{W} px is smaller than one window of size={self.size}: choose a smaller size"
+            f"{self.scene.name} of {height}x{width} px is smaller than one window of size={self.size}: "
+            "choose a smaller size"
         )
-    out = self._run(
-        {m: _noise(s, self.size) for m, s in self.scenes.items()}
-        | {
-            f"{m}_valid": torch.ones(1, 1, self.size, self.size, dtype=torch.bool)
-            for m in self.scenes
-        }
-    )
+    batch = {m: _noise(s, self.size) for m, s in self.scenes.items()}
+    valid = torch.ones(1, 1, self.size, self.size, dtype=torch.bool)
+    out = self._run(batch | {f"{m}_valid": valid for m in batch})
     self.channels = out.shape[1]
     self.cell = self.size // out.shape[-1]
     self.answer = out.flatten()[:: max(1, out.numel() // 200)].tolist()
-    self.kind = check_name(
-        kind
-        or (
-            "embeddings"
-            if isinstance(self.module, Encoder)
-            else "values"
-            if self.channels == 1
-            else "classes"
-        ),
-        ("classes", "values", "embeddings"),
-        "kind",
-    )
-    c = self.cell
+    self.kind = _kind(self, kind)
+    self._lay(overlap, margin)
+
+# %% ../../nbs/maps/01_sweep.ipynb #ce082a60
+def _lay(self, overlap, margin):
+    "The lattice of windows, in cells."
+    c, size = self.cell, self.size
     if overlap is None:
-        overlap = min(-(-self.size // (4 * c)) * c, self.size - c)
-    if (
-        overlap % c
-        or margin % c
-        or not 0 <= 2 * margin <= max(overlap - c, 0)
-        or overlap >= self.size
-    ):
+        overlap = min(-(-size // (4 * c)) * c, size - c)
+    whole = not overlap % c and not margin % c
+    if not whole or overlap >= size or not 0 <= 2 * margin <= max(overlap - c, 0):
         raise ValueError(
-            f"overlap={overlap}, margin={margin}: wanted multiples of {c} px with 2*margin < overlap < size={self.size}"
+            f"overlap={overlap}, margin={margin}: wanted multiples of {c} px with 2*margin < overlap < size={size}"
         )
-    self.n = self.size // c
+    self.n = size // c
     self.overlap = overlap // c
     self.margin = margin // c
-    self.shape = (H // c, W // c)
-    self.ys, self.xs = (
-        window_starts(l, self.n, self.n - self.overlap).tolist() for l in self.shape
-    )
+    self.shape = tuple(length // c for length in self.scene.shape)
+    stride = self.n - self.overlap
+    self.ys, self.xs = (window_starts(l, self.n, stride).tolist() for l in self.shape)
 
-
+# %% ../../nbs/maps/01_sweep.ipynb #33557eee
 @torch.no_grad()
 def _run(self, batch, where="a trial window"):
     "Model on a batch; probabilities for classes, fp32. Raises a ValueError for output that is not finite."
@@ -172,7 +167,7 @@ class Sweep:
         self._fit(model, modality, any_gsd)
         if self.module is not None:
             self.module.to(self.device).eval()
-        self._measure(kind, model, overlap, margin)
+        self._measure(kind, overlap, margin)
 
     def read_ahead(self, *args):
         "Read a strip in a thread of this sweep; it keeps files open, so that no JP2 is decoded twice."
@@ -186,12 +181,12 @@ class Sweep:
 
 Sweep._fit = _fit
 Sweep._measure = _measure
+Sweep._lay = _lay
 Sweep._run = _run
 
 # %% ../../nbs/maps/01_sweep.ipynb #f67ebd54
-CACHE = (
-    256 << 20
-)  # bytes of GDAL's cache of blocks while a sweep reads; its own default is a twentieth of the machine's memory
+#: bytes of GDAL's cache of blocks while a sweep reads; its own default is a twentieth of the memory
+CACHE = 256 << 20
 
 
 def _strip(self: Sweep, y, x0, x1):
@@ -214,16 +209,17 @@ def _windows(self: Sweep, strip, columns):
         k: torch.stack([v[:, :, x * c : (x + n) * c] for x in columns]) for k, v in strip.items()
     }
     for m, s in self.scenes.items():
-        sensor = (
-            s.sensor
-            if s.sensor.has_stats
-            else s.sensor.with_stats([0] * len(s.bands), [1] * len(s.bands))
-        )
+        sensor, bands = s.sensor, len(s.bands)
+        if not sensor.has_stats:
+            sensor = sensor.with_stats([0] * bands, [1] * bands)
         for x, valid in zip(batch[m].numpy(), batch[f"{m}_valid"].numpy()):
             fill_invalid(x, valid[0], sensor)
     return batch
 
 
+Sweep.windows = _windows
+
+# %% ../../nbs/maps/01_sweep.ipynb #a85797c0
 def _add(self: Sweep, acc, weight, strip, cells, y, x0, xs, left):
     "Run the windows of a strip and add them to the buffer that begins at cell column `left`."
     n = self.n
@@ -241,10 +237,8 @@ def _add(self: Sweep, acc, weight, strip, cells, y, x0, xs, left):
             acc[:, :, a - left : b - left] += o[:, :, a - x : b - x] * w[:, a - x : b - x]
             weight[:, a - left : b - left] += w[:, a - x : b - x]
 
-
-Sweep.windows = _windows
-
 # %% ../../nbs/maps/01_sweep.ipynb #09acc524
+@patch
 def region(
     self: Sweep,
     y: int,  # top row, cells
@@ -254,29 +248,22 @@ def region(
     finish: Callable = None,  # (K,rows,w) blended -> (C,rows,w) to keep
 ) -> tuple:  # (C,h,w) array, valid (h,w)
     "A rectangle of the output, blended from all windows that touch it."
-    ys, xs = (
-        [s for s in all_ if s < p + l and s + self.n > p]
-        for all_, p, l in ((self.ys, y, h), (self.xs, x, w))
-    )
-    x0 = xs[0]
-    x1 = xs[-1] + self.n
-    out = None
-    valid = np.zeros((h, w), bool)
-    acc, weight = (
-        torch.zeros(self.channels, self.n, w, device=self.device),
-        torch.zeros(self.n, w, device=self.device),
-    )
+    ys = [start for start in self.ys if start < y + h and start + self.n > y]
+    xs = [start for start in self.xs if start < x + w and start + self.n > x]
+    x0, x1 = xs[0], xs[-1] + self.n
+    out, valid = None, np.zeros((h, w), bool)
+    acc = torch.zeros(self.channels, self.n, w, device=self.device)
+    weight = torch.zeros(self.n, w, device=self.device)
     ahead = self.read_ahead(ys[0], x0, x1)
-    for i, top in enumerate(ys):
+    for top, following in zip(ys, [*ys[1:], None]):
         strip, cells = ahead.result()
-        if i + 1 < len(ys):
-            ahead = self.read_ahead(ys[i + 1], x0, x1)
+        if following is not None:
+            ahead = self.read_ahead(following, x0, x1)
         _add(self, acc, weight, strip, cells, top, x0, xs, x)
         a, b = max(top, y), min(top + self.n, y + h)
         valid[a - y : b - y] = cells[a - top : b - top, x - x0 : x - x0 + w].numpy()
-        done = (
-            ys[i + 1] if i + 1 < len(ys) else top + self.n
-        ) - top  # rows that no later window touches
+        # rows that no later window touches
+        done = self.n if following is None else following - top
         a, b = max(top, y), min(top + done, y + h)
         if b > a:
             rows = acc[:, a - top : b - top] / weight[a - top : b - top].clamp(min=1e-12)
@@ -284,11 +271,10 @@ def region(
             if out is None:
                 out = np.zeros((len(rows), h, w), rows.dtype)
             out[:, a - y : b - y] = rows
-        acc, weight = (
-            torch.cat([t[..., done:, :], torch.zeros_like(t[..., :done, :])], -2)
-            for t in (acc, weight)
-        )
+        acc, weight = _moved_up(acc, done), _moved_up(weight, done)
     return out, valid
 
 
-Sweep.region = region
+def _moved_up(rows, n):
+    "A buffer without its first `n` rows, and as many empty ones behind."
+    return torch.cat([rows[..., n:, :], torch.zeros_like(rows[..., :n, :])], -2)

@@ -142,22 +142,19 @@ def hex_rgba(
 # %% ../../nbs/maps/02_write.ipynb #cad86e82
 def _describe(dst, spec):
     "Names, colours, scales and provenance into an open GeoTIFF."
-    dst.update_tags(
-        **{k: v if isinstance(v, str) else json.dumps(v) for k, v in (spec.tags or {}).items()}
-    )
+    tags = (spec.tags or {}).items()
+    dst.update_tags(**{k: v if isinstance(v, str) else json.dumps(v) for k, v in tags})
     if spec.packing.kind == "classes":
         dst.update_tags(1, **{f"class_{i}": n for i, n in enumerate(spec.names)})
         dst.update_tags(class_names=json.dumps(list(spec.names)))
         dst.set_band_description(1, "class")
         if spec.colors:
-            dst.write_colormap(
-                1, {i: hex_rgba(c) for i, c in enumerate(spec.colors)} | {255: (0, 0, 0, 0)}
-            )
+            colors = {i: hex_rgba(c) for i, c in enumerate(spec.colors)}
+            dst.write_colormap(1, colors | {255: (0, 0, 0, 0)})
         return
     for i in range(spec.count):
-        dst.set_band_description(
-            i + 1, spec.names[i] if spec.names else f"{spec.packing.kind[:-1]}_{i}"
-        )
+        name = spec.names[i] if spec.names else f"{spec.packing.kind[:-1]}_{i}"
+        dst.set_band_description(i + 1, name)
     if spec.packing.scale is not None:
         dst.scales = spec.packing.scale.tolist()
         dst.offsets = spec.packing.offset.tolist()
@@ -193,7 +190,7 @@ def _plain_tif(path, spec, blocks, dtype, half):
             window = Window(x, y, a.shape[2], a.shape[1])
             dst.write(a.astype(dtype, copy=False), window=window)
 
-
+# %% ../../nbs/maps/02_write.ipynb #7ab5a327
 def write_cog(
     path: str | Path,  # .tif to write; overwritten
     spec: MapSpec,  # what it is

@@ -19,6 +19,7 @@ from torch import nn
 
 from ..core.checks import check_name
 from ..core.sensors import get_sensor
+from ..models.teachers import create_teacher
 from ..train.log import LazyLoss, LossPart
 from ..train.optim import ClipPerTensor, EMACallback, ScheduleCallback, adamw, decay_groups
 
@@ -193,7 +194,7 @@ def with_presets(
 
     return wrap
 
-
+# %% ../../nbs/methods/01_assemble.ipynb #b7b8efd0
 def _chosen(presets, preset, given):
     "A `Preset` by its name, a dict with settings, or an object."
     if isinstance(preset, Preset):
@@ -209,10 +210,50 @@ def _chosen(presets, preset, given):
     return chosen(facts)
 
 
+#: arguments of learners that are groups of options
+_GROUPS = ("schedule", "optical", "views", "masks", "objectives")
+
+
 def _merged(settings, given):
     "Given arguments over those of a preset; groups of options are merged, not replaced."
     res = {**settings, **given}
     for name in settings.keys() & given.keys():
-        if name in ("schedule", "optical", "views") and isinstance(given[name], dict):
+        if name in _GROUPS and isinstance(given[name], dict):
             res[name] = {**settings[name], **given[name]}
     return res
+
+# %% ../../nbs/methods/01_assemble.ipynb #040e418d
+@dataclass(frozen=True)
+class Optical:
+    "How a student listens to a frozen optical teacher."
+
+    distill_from: str | tuple = "rgb"  # modality whose tokens are matched to the teacher's
+    standardize: bool = True  # standardise its targets
+    alpha: float = 1.0  # its weight beside the other objectives
+
+
+def optical_teacher(
+    vfm,  # timm name, dict of `create_teacher`'s arguments, a teacher, or None
+) -> nn.Module:  # or None
+    "The teacher that a learner's `vfm` means."
+    if vfm is None:
+        return None
+    return create_teacher(**vfm) if isinstance(vfm, dict) else create_teacher(vfm)
+
+
+def target_widths(
+    vfm: nn.Module,  # optical teacher, or None
+) -> dict:  # or None
+    "How wide its targets are."
+    return vfm and {"cls": vfm.width, **dict(zip(("mid", "late"), vfm.layer_widths))}
+
+
+def describe(
+    name: str,  # of the method, as it was assembled
+    learn: Learner,  # whose metrics are the loss's terms
+    vfm: nn.Module,  # optical teacher, or None
+    preset,  # the `Preset` that was taken
+) -> dict:  # JSON-able
+    "What is written beside an encoder: how it was trained."
+    terms = [metric.name for metric in learn.metrics]
+    return dict(method=name, terms=terms, vfm=vfm and vfm.info, preset=preset.to_dict())

@@ -18,16 +18,20 @@ from ..core.show import show_views as _draw_views
 from ..losses.coding_rate import SimDINOLoss, cross_view_cosine
 from ..losses.distill import cls_distill_loss, map_distill_loss
 from eo_brew.methods.assemble import (
+    Optical,
     Preset,
     Schedule,
     assemble,
+    describe,
     ema_momentum,
+    optical_teacher,
     take_options,
+    target_widths,
     with_presets,
 )
 from .registry import PretrainModel, register_method
 from ..models.encoder import ProjectionHead, create_encoder
-from ..models.teachers import EMATeacher, create_teacher, default_layers
+from ..models.teachers import EMATeacher, default_layers
 from ..runs.monitors import CollapseMonitor
 from ..train.cache import CacheVFM, cached_strides
 from ..train.inputs import ViewsCallback
@@ -195,13 +199,12 @@ def _mean(losses):
 
 # %% ../../nbs/methods/02_deo.ipynb #b0b10735
 @dataclass(frozen=True)
-class Optical:
-    "How the student listens to the frozen optical teacher."
+class DEOOptical(Optical):
+    "How DEO's student listens to the frozen optical teacher."
 
     distill_from: tuple = ("rgb",)  # modalities whose tokens are matched to the teacher's
     standardize: bool = False  # standardise its targets
     cache: bool | str = False  # keep its token maps of each window: True in memory, or a folder
-    alpha: float = 1.0  # its weight beside the multispectral teacher
     cls_weight: float = 1.0  # of its CLS beside its tokens
     same_view: bool = True  # match CLS of aligned views, too; False as released
 
@@ -241,7 +244,7 @@ def _multispectral_alone(size):
     crops = dict(n_local=4, global_scale=(0.5, 1.0), local_scale=(0.1, 0.4), turn=True)
     return dict(vfm=None, views=dict(global_size=size, local_size=max(8, size // 16 * 8), **crops))
 
-
+# %% ../../nbs/methods/02_deo.ipynb #78981216
 def choose_deo(
     facts,  # `Facts`
 ) -> Preset:
@@ -295,11 +298,24 @@ def _student(arch, dls, modality, drop_path, kwargs):
     names = {modality: sensor, **({"rgb": "rgb"} if colours else {})}
     return create_encoder(modalities=names, **dict(drop_path=drop_path) | arch | kwargs)
 
-
-def _teacher(vfm):
-    return create_teacher(**vfm) if isinstance(vfm, dict) else vfm and create_teacher(vfm)
-
 # %% ../../nbs/methods/02_deo.ipynb #b6044d70
+def _views(views, vfm, cache):
+    "The cropper; it also cuts the token maps that are kept of whole windows."
+    if not isinstance(views, MultiCrop):
+        views = MultiCrop(**(views or {}))
+    if vfm and cache:
+        views.strides = cached_strides(vfm) | views.strides
+    return views
+
+
+def _parts(vfm, self_distill, cls_weight):
+    "Names of the loss's terms that are trained."
+    parts = ["agreement", "expansion"] if self_distill else []
+    if vfm and cls_weight:
+        parts.append("cls")
+    return parts + (["patch"] if vfm else [])
+
+# %% ../../nbs/methods/02_deo.ipynb #ae3258f0
 @with_presets(paper=PAPER, released=RELEASED, auto=choose_deo)
 def deo_learner(
     dls,  # `DataLoaders` of batches `(dict,)`, with `dls.sensors`
@@ -308,7 +324,7 @@ def deo_learner(
     views=None,  # a `MultiCrop`, or a dict of its arguments; None: the paper's 2 x 224 + 10 x 96
     modality: str = "ms",  # multispectral modality
     self_distill: bool = True,  # learn from the EMA teacher
-    optical=None,  # how to listen to the optical teacher: changes to `Optical`, as a dict
+    optical=None,  # how to listen to the optical teacher: changes to `DEOOptical`, as a dict
     eps: float = 0.05,  # distortion of the coding rate
     smooth: bool = True,  # coding rate of the mean of student and teacher
     head_dim: int = 256,  # width of the multispectral projection
@@ -319,22 +335,19 @@ def deo_learner(
     preset="paper",  # 'paper', 'released', 'auto', or a dict of settings; what is given beside it wins
     steps: int = None,  # length of the run, for 'auto'; None: 100 epochs
     cbs=None,  # further callbacks
-    **kwargs,  # fields of `Optical` and `Schedule` by name; the rest to `create_encoder`
+    **kwargs,  # fields of `DEOOptical` and `Schedule` by name; the rest to `create_encoder`
 ) -> Learner:  # a plain fastai Learner
     "Everything DEO needs around `dls`, in an ordinary fastai `Learner`."
-    optical = take_options(Optical(), optical, kwargs)
+    optical = take_options(DEOOptical(), optical, kwargs)
     schedule = take_options(Schedule(), schedule, kwargs)
     if vfm is None and not self_distill:
         raise ValueError("vfm=None and self_distill=False leave no teacher; give one of them")
-    vfm = _teacher(vfm)
+    vfm = optical_teacher(vfm)
     encoder = _student(arch, dls, modality, drop_path, kwargs)
-    if not isinstance(views, MultiCrop):
-        views = MultiCrop(**(views or {}))
-    if vfm and optical.cache:
-        views.strides = cached_strides(vfm) | views.strides
+    views = _views(views, vfm, optical.cache)
     model = DEOModel(
         encoder,
-        _widths(vfm),
+        target_widths(vfm),
         modality,
         optical.distill_from,
         self_distill,
@@ -344,30 +357,12 @@ def deo_learner(
         views.n_global,
         with_cls=bool(optical.cls_weight),
     )
-    parts = ["agreement", "expansion"] if self_distill else []
-    if vfm:
-        parts += ["cls", "patch"] if optical.cls_weight else ["patch"]
-    learn = assemble(
-        dls,
-        model,
-        DEOLoss(eps, optical.alpha, optical.same_view, smooth, optical.cls_weight),
-        _callbacks(model, views, dls.sensors[modality], vfm, optical.cache),
-        schedule,
-        parts,
-        extra,
-        cbs,
-    )
-    learn.method = {
-        "method": _named(vfm, self_distill),
-        "terms": [*parts, *(extra or {})],
-        "vfm": vfm and vfm.info,
-        "preset": preset.to_dict(),
-    }
+    loss = DEOLoss(eps, optical.alpha, optical.same_view, smooth, optical.cls_weight)
+    own = _callbacks(model, views, dls.sensors[modality], vfm, optical.cache)
+    parts = _parts(vfm, self_distill, optical.cls_weight)
+    learn = assemble(dls, model, loss, own, schedule, parts, extra, cbs)
+    learn.method = describe(_named(vfm, self_distill), learn, vfm, preset)
     return learn
-
-
-def _widths(vfm):
-    return vfm and {"cls": vfm.width, **dict(zip(("mid", "late"), vfm.layer_widths))}
 
 
 register_method(

@@ -132,25 +132,21 @@ def read_weights(
     return _unwrap(read_state(path), path, key)
 
 # %% ../../nbs/models/00_backbones.ipynb #a3a1604f
-_HEADS = ("head.", "head_dist.", "fc.", "classifier.")
+#: what wrappers put before names: DataParallel, torch.compile, ...
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 
 def unprefix(
     weights: dict,  # name -> tensor
-    prefixes: tuple = (
-        "module.",
-        "_orig_mod.",
-        "model.",
-    ),  # of wrappers: DataParallel, torch.compile, ...
+    prefixes: tuple = _WRAPPERS,  # of wrappers
 ) -> dict:
     "`weights` without wrapper prefixes that all names share, in any order."
-    while weights and (
-        p := next((p for p in prefixes if all(k.startswith(p) for k in weights)), None)
-    ):
-        weights = {k[len(p) :]: v for k, v in weights.items()}
-    return weights
+    shared = [p for p in prefixes if weights and all(k.startswith(p) for k in weights)]
+    if not shared:
+        return weights
+    return unprefix({k.removeprefix(shared[0]): v for k, v in weights.items()}, prefixes)
 
-
+# %% ../../nbs/models/00_backbones.ipynb #e78f6a52
 def check_fit(
     model: nn.Module,  # that is to receive
     weights: dict,  # name -> tensor
@@ -158,25 +154,29 @@ def check_fit(
     remedy: str = "Is it the file of another model?",  # for the message
 ):
     "ValueError that lists missing and surplus names and wrong shapes; nothing when `weights` fit."
-    want, few = (
-        model.state_dict(),
-        lambda names: f"{len(names)} ({', '.join(names[:30])}{', ...' if len(names) > 30 else ''})",
-    )
-    missing, surplus = sorted(want.keys() - weights.keys()), sorted(weights.keys() - want.keys())
-    shapes = [
-        f"{k} {tuple(weights[k].shape)} for {tuple(v.shape)}"
-        for k, v in want.items()
-        if k in weights and weights[k].shape != v.shape
-    ]
-    faults = [
-        f"{what}: {few(l)}"
-        for what, l in (("missing", missing), ("unexpected", surplus), ("wrong shape", shapes))
-        if l
-    ]
+    want = model.state_dict()
+    found = {
+        "missing": sorted(want.keys() - weights.keys()),
+        "unexpected": sorted(weights.keys() - want.keys()),
+        "wrong shape": [
+            f"{k} {tuple(weights[k].shape)} for {tuple(v.shape)}"
+            for k, v in want.items()
+            if k in weights and weights[k].shape != v.shape
+        ],
+    }
+    faults = "; ".join(f"{what}: {_few(names)}" for what, names in found.items() if names)
     if faults:
         raise ValueError(
-            f"{source} does not fit {type(model).__name__}: {'; '.join(faults)}. Nothing was loaded. {remedy}"
+            f"{source} does not fit {type(model).__name__}: {faults}. Nothing was loaded. {remedy}"
         )
+
+
+def _few(names):
+    return f"{len(names)} ({', '.join(names[:30])}{', ...' if len(names) > 30 else ''})"
+
+# %% ../../nbs/models/00_backbones.ipynb #7adae542
+#: beginnings of the names of classifiers, which are not needed
+_HEADS = ("head.", "head_dist.", "fc.", "classifier.")
 
 
 def load_weights(

@@ -13,7 +13,7 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from .encoder import Tokens
+from .tokens import Tokens
 
 # %% ../../nbs/models/02_decoders.ipynb #da6015b4
 def true_places(

@@ -136,14 +136,14 @@ class WithEncoder(nn.Module):
     def pixels(self, d, key=None):
         "The modality's tensor of a batch, or a ValueError that says what there is."
         key = key or self.modality
-        if not isinstance(d, dict) or key not in d:
-            raise ValueError(
-                f"the batch must be a dict with {key!r}, got "
-                f"{[k for k in d if not k.endswith('_valid')] if isinstance(d, dict) else type(d).__name__}."
-            )
-        return d[key]
+        if isinstance(d, dict) and key in d:
+            return d[key]
+        got = type(d).__name__
+        if isinstance(d, dict):
+            got = [k for k in d if not k.endswith("_valid")]
+        raise ValueError(f"the batch must be a dict with {key!r}, got {got}.")
 
-
+# %% ../../nbs/models/04_heads.ipynb #6c93e574
 class DenseModel(WithEncoder):
     "Encoder and head; an output of `n_out` channels for every pixel."
 

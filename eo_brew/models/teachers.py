@@ -19,7 +19,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .backbones import create_backbone, read_weights
-from .encoder import Tokens, final_norm
+from .encoder import final_norm
+from .tokens import Tokens
 from ..core.checks import check_name
 from ..core.processes import sum_processes, unwrap_model
 
@@ -118,9 +119,7 @@ class VFMTeacher(nn.Module):
     def __init__(
         self,
         arch: str,  # timm name, with the tag of its weights if there are several
-        checkpoint: str
-        | Path
-        | dict = None,  # local weights instead of the hub's; they fit or raise
+        checkpoint: str | Path | dict = None,  # local weights, not the hub's; they fit or raise
         pretrained: bool = True,  # weights from the hub or its cache; False: random, for tests
         layers: tuple = None,  # blocks or stages, 0-based; default mid and late
         drop: tuple = (),  # beginnings of names in `checkpoint` left aside on purpose, e.g. ('blocks.9.',)
@@ -129,9 +128,8 @@ class VFMTeacher(nn.Module):
         **timm_kwargs,  # for timm.create_model: depth, patch_size, img_size, ...
     ):
         super().__init__()
-        model = create_backbone(
-            arch, pretrained, checkpoint, drop, **_dynamic(arch, timm_kwargs), **timm_kwargs
-        )
+        options = _dynamic(arch, timm_kwargs) | timm_kwargs
+        model = create_backbone(arch, pretrained, checkpoint, drop, **options)
         self.layer_ids, self.layer_widths, self.layer_strides = _layers_of(model, layers)
         cfg = model.pretrained_cfg
         self.arch = arch
@@ -141,12 +139,7 @@ class VFMTeacher(nn.Module):
         self.width = getattr(model, "head_hidden_size", model.num_features)
         self.patch_size = self.layer_strides[-1]
         self.patch_width = self.layer_widths[-1]
-        embed = getattr(model, "patch_embed", None)
-        self.fixed_size = (
-            tuple(embed.img_size)
-            if getattr(embed, "strict_img_size", False) and embed.img_size
-            else None
-        )
+        self.fixed_size = _fixed_size(model)
         for k in "mean", "std":
             self.register_buffer(k, torch.tensor(cfg[k])[None, :, None, None], persistent=False)
         self.model = model.requires_grad_(False).eval()
@@ -160,28 +153,27 @@ class VFMTeacher(nn.Module):
     def train(self, mode: bool = True):
         return super().train(False)
 
+# %% ../../nbs/models/03_teachers.ipynb #fdeb6209
+def _fixed_size(model):
+    "Pixels that a network insists on, or None."
+    embed = getattr(model, "patch_embed", None)
+    strict = getattr(embed, "strict_img_size", False) and embed.img_size
+    return tuple(embed.img_size) if strict else None
+
 
 def _info(arch, checkpoint, pretrained, licence, layers, cfg):
     "What to write beside an encoder that learnt from this teacher."
     hub = pretrained and checkpoint is None
-    source = (
-        cfg.get("hf_hub_id") or cfg.get("url")
-        if hub
-        else Path(checkpoint).name
-        if isinstance(checkpoint, (str, Path))
-        else "tensors given"
-        if checkpoint
-        else "random weights"
-    )
+    if hub:
+        source = cfg.get("hf_hub_id") or cfg.get("url")
+        licence = licence or cfg.get("license") or "unknown"
+    elif isinstance(checkpoint, (str, Path)):
+        source = Path(checkpoint).name
+    else:
+        source = "tensors given" if checkpoint else "random weights"
     tag = f".{cfg['tag']}" if hub and cfg.get("tag") and "." not in arch else ""
-    return dict(
-        arch=arch + tag,
-        source=str(source),
-        licence=licence
-        or (cfg.get("license") if hub else None)
-        or ("unknown" if hub or checkpoint else "none"),
-        layers=list(layers),
-    )
+    licence = licence or ("unknown" if checkpoint else "none")
+    return dict(arch=arch + tag, source=str(source), licence=licence, layers=list(layers))
 
 # %% ../../nbs/models/03_teachers.ipynb #99665459
 def _prepare(self: VFMTeacher, rgb):
@@ -203,7 +195,7 @@ def _prepare(self: VFMTeacher, rgb):
         rgb = F.interpolate(rgb, size, mode="bilinear", antialias=True)
     return (rgb - self.mean) / self.std
 
-
+# %% ../../nbs/models/03_teachers.ipynb #1a18d26b
 def _read_vit(self: VFMTeacher, x):
     "Tokens of a ViT: prefix tokens (class, registers) are not patches."
     m, n, norm = self.model, self.model.num_prefix_tokens, final_norm(self.model)
@@ -215,13 +207,8 @@ def _read_vit(self: VFMTeacher, x):
 
     def tokens(k):
         patches, prefix = k if isinstance(k, tuple) else (k, None)
-        return Tokens(
-            norm(
-                prefix[:, 0] if prefix is not None and m.cls_token is not None else patches.mean(1)
-            ),
-            norm(patches),
-            grid,
-        )
+        has_cls = prefix is not None and m.cls_token is not None
+        return Tokens(norm(prefix[:, 0] if has_cls else patches.mean(1)), norm(patches), grid)
 
     late = norm(last) if isinstance(m.norm, nn.Identity) else last
     return Tokens(cls, late[:, n:], grid, tuple(map(tokens, kept)))
@@ -235,14 +222,10 @@ def _read_maps(self: VFMTeacher, x):
     layers = tuple(
         Tokens(k.mean((2, 3)), k.flatten(2).transpose(1, 2), tuple(k.shape[-2:])) for k in kept
     )
-    return Tokens(
-        self.model.forward_head(last, pre_logits=True).flatten(1),
-        layers[-1].patches,
-        layers[-1].grid,
-        layers,
-    )
+    cls = self.model.forward_head(last, pre_logits=True).flatten(1)
+    return Tokens(cls, layers[-1].patches, layers[-1].grid, layers)
 
-
+# %% ../../nbs/models/03_teachers.ipynb #5823bc0c
 @patch
 @torch.no_grad()
 def forward(

@@ -170,11 +170,7 @@ def encode(
     "Frozen features and labels of every sample."
     if pool not in ("cls", "mean", "tokens"):
         raise ValueError(f"pool={pool!r}: choose 'cls', 'mean' or 'tokens'.")
-    xs = []
-    ys = []
-    gs = []
-    grid = None
-    n = 0
+    xs, ys, images, grid, n = [], [], [], None, 0
     dev = next((p.device for p in encoder.parameters()), torch.device("cpu"))
     with frozen(encoder):
         for b in _batches(data, bs):
@@ -184,21 +180,16 @@ def encode(
             v, grid = join_layers(outs, pool, layer_norm)
             if y is not None:
                 ys.append(_labels(y, grid, pool, ignore, min_labelled).cpu())
-            gs.append(
-                torch.arange(n, n + len(x)).repeat_interleave(v.shape[1] if pool == "tokens" else 1)
-            )
-            n += len(x)
+            rows = v.shape[1] if pool == "tokens" else 1
+            images.append(torch.arange(n, n + len(x)).repeat_interleave(rows))
             xs.append(v.flatten(0, -2).cpu())
+            n += len(x)
     if not xs:
         raise ValueError(
             "the data holds no sample: check the folder, the split and the batch size."
         )
-    return Features(
-        torch.cat(xs),
-        torch.cat(ys) if ys else None,
-        torch.cat(gs),
-        grid if pool == "tokens" else None,
-    )
+    y = torch.cat(ys) if ys else None
+    return Features(torch.cat(xs), y, torch.cat(images), grid if pool == "tokens" else None)
 
 
 def _labels(y, grid, pool, ignore, min_labelled):

@@ -158,50 +158,61 @@ class MultiLabelResult:
 
     __repr__ = __str__
 
+# %% ../../nbs/probes/04_protocols.ipynb #2affcbed
+def _probabilities(x, y, z, C):
+    "One logistic regression a class on (x, y): probabilities (n,K) for `z`."
+    each = [_fit(x, y[:, k], C, False).predict_proba(z)[:, 1] for k in range(y.shape[1])]
+    return np.stack(each, 1)
 
+
+def _average_precision(y, p):
+    "Of each class; nan where there is no positive."
+    from sklearn.metrics import average_precision_score as ap
+
+    return np.array([ap(a, b) if a.any() else np.nan for a, b in zip(y.T, p.T)])
+
+
+def _strength(x, y, Cs, val_pct, seed):
+    "The penalty with the best mAP on held-out rows; the middle one where some class cannot be judged."
+    val = np.random.default_rng(seed).permutation(len(x))[: max(1, round(val_pct * len(x)))]
+    fit = np.setdiff1d(np.arange(len(x)), val)
+    judged = [0 < y[val, k].sum() and len(set(y[fit, k])) == 2 for k in range(y.shape[1])]
+    if not all(judged):
+        return Cs[len(Cs) // 2]
+
+    def held_out(C):
+        return _average_precision(y[val], _probabilities(x[fit], y[fit], x[val], C)).mean()
+
+    return max(Cs, key=held_out)
+
+# %% ../../nbs/probes/04_protocols.ipynb #f7c19481
 def multilabel_probe(
     train,  # `Features`, or a pair (x (n,D), y (n,K) of 0 and 1)
     test,  # the same, of other images
     classes=None,  # K names
-    Cs=(
-        1e-3,
-        1e-2,
-        1e-1,
-    ),  # inverse strengths of the penalty, chosen by mAP on held-out training images
+    Cs=(1e-3, 1e-2, 1e-1),  # inverse strengths of the penalty, chosen by mAP on held-out images
     val_pct: float = 0.2,  # share of the training images held out for the choice
     seed: int = 0,  # of the held-out images
 ) -> MultiLabelResult:
     "One logistic regression a class on frozen, standardised features."
-    from sklearn.metrics import average_precision_score as ap, f1_score
+    from sklearn.metrics import f1_score
 
-    (x, y, _), (xt, yt, _) = (_multi_rows(*a) for a in ((train, "training"), (test, "test")))
+    x, y, _ = _multi_rows(train, "training")
+    xt, yt, _ = _multi_rows(test, "test")
     classes = tuple(map(str, range(y.shape[1]) if classes is None else classes))
     _check_multi(y, yt, classes)
     mean, std = x.mean(0), x.std(0) + 1e-6
     x, xt = (x - mean) / std, (xt - mean) / std
-    prob = lambda C, a, b, z: np.stack(
-        [_fit(a, b[:, k], C, False).predict_proba(z)[:, 1] for k in range(y.shape[1])], 1
-    )
-    val = np.random.default_rng(seed).permutation(len(x))[: max(1, round(val_pct * len(x)))]
-    fit = np.setdiff1d(np.arange(len(x)), val)
-    ok = [k for k in range(y.shape[1]) if 0 < y[val, k].sum() and len(set(y[fit, k])) == 2]
-    C = (
-        max(Cs, key=lambda C: ap(y[val][:, ok], prob(C, x[fit], y[fit], x[val])[:, ok]))
-        if len(ok) == y.shape[1]
-        else Cs[len(Cs) // 2]
-    )
-    p = prob(C, x, y, xt)
-    each = np.array(
-        [ap(yt[:, k], p[:, k]) if yt[:, k].any() else np.nan for k in range(y.shape[1])]
-    )
+    C = _strength(x, y, Cs, val_pct, seed)
+    p = _probabilities(x, y, xt, C)
     return MultiLabelResult(
-        classes,
-        each,
-        f1_score(yt, p > 0.5, average=None, zero_division=0),
-        float(f1_score(yt, p > 0.5, average="micro", zero_division=0)),
-        len(x),
-        len(xt),
-        dict(C=C, seed=seed),
+        classes=classes,
+        ap=_average_precision(yt, p),
+        f1=f1_score(yt, p > 0.5, average=None, zero_division=0),
+        micro_f1=float(f1_score(yt, p > 0.5, average="micro", zero_division=0)),
+        n_train=len(x),
+        n_test=len(xt),
+        settings=dict(C=C, seed=seed),
     )
 
 # %% ../../nbs/probes/04_protocols.ipynb #05979c0b

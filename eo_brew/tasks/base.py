@@ -36,10 +36,8 @@ def task_encoder(
         raise ValueError(f"modality={modality!r}: the encoder knows {list(encoder.modalities)}.")
     own = encoder.sensors[modality]
     if own is not None and sensor is not None and own.band_names != sensor.band_names:
-        lack, extra = (
-            [b for b in a if b not in o]
-            for a, o in ((own.band_names, sensor.band_names), (sensor.band_names, own.band_names))
-        )
+        lack = [b for b in own.band_names if b not in sensor.band_names]
+        extra = [b for b in sensor.band_names if b not in own.band_names]
         raise ValueError(
             f"the encoder was made for bands {own.band_names}, the data offer {sensor.band_names}: missing in "
             f"the data {lack}, unknown to the encoder {extra}. "
@@ -65,7 +63,7 @@ def _n_classes(dls, n):
         )
     return n
 
-
+# %% ../../nbs/tasks/01_base.ipynb #3cd85017
 def task_learner(
     dls,  # DataLoaders
     model: WithEncoder,  # encoder and head

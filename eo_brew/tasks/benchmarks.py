@@ -133,7 +133,7 @@ def second_set(
         mask_map=lambda y: (y != 255).any(0).astype("int64"),
     )
 
-
+# %% ../../nbs/tasks/04_benchmarks.ipynb #42858ffb
 def us3d_set(
     root,  # folder of the data set
     split,  # 'train' or 'test'
@@ -186,89 +186,51 @@ class Recipe:
 _TEN = "B02 B03 B04 B05 B06 B07 B08 B8A B11 B12".split()
 _gbs = partial(geobench_set, part="segmentation_v1.0")
 _colours = dict(bands=["red", "green", "blue"], scale=1 / 255)
-_sa, _ben, _spacenet = (
-    _gbs("m-SA-crop-type"),
-    geobench_set("m-bigearthnet"),
-    split_training_set(torchgeo_set("SpaceNet1", {"split": "train"}, {}, **_colours)),
-)
 _train_test = ({"split": "train"}, {"split": "test"})
+_sa = _gbs("m-SA-crop-type")
+_ben = geobench_set("m-bigearthnet")
+_spacenet = split_training_set(torchgeo_set("SpaceNet1", {"split": "train"}, {}, **_colours))
+_years = dict(bands=_TEN, time="median", mask_map={19: 255})
+_pastis = torchgeo_set("PASTIS", {"folds": (1, 2, 3)}, {"folds": (5,)}, **_years)
+_levir = torchgeo_set("LEVIRCD", *_train_test, **_colours)
+_oscd = torchgeo_set("OSCD", *_train_test)
+_four = dict(bands=["red", "green", "blue", "nir"], scale=1 / 255)
+_potsdam = torchgeo_set("Potsdam2D", *_train_test, **_four)
+_vaihingen = torchgeo_set("Vaihingen2D", *_train_test, **_colours)
+
+
+def _photo(name):
+    "A set of GEO-Bench in bytes."
+    return _gbs(name, scale=1 / 255)
+
+# %% ../../nbs/tasks/04_benchmarks.ipynb #b511a76d
+_class = partial(Recipe, "DEO", "class")
+_labels = partial(Recipe, "DEO", "labels")
+_segment = partial(Recipe, "DEO", "segment")
+_change = partial(Recipe, "DEO", "change")
+_masked = partial(Recipe, "MSSDF")
 
 RECIPES = {
-    "m-bigearthnet": Recipe("DEO", "labels", _ben, "micro_f1", 58.43),
-    "m-so2sat": Recipe("DEO", "class", geobench_set("m-so2sat", scale=1e4), "accuracy", 52.23),
-    "m-eurosat": Recipe("DEO", "class", geobench_set("m-eurosat"), "accuracy", 97.0),
-    "SpaceNet": Recipe("DEO", "segment", _spacenet, "mean_iou", 80.83, 2, "rgb", 384),
-    "m-nz-cattle": Recipe(
-        "DEO", "segment", _gbs("m-nz-cattle", scale=1 / 255), "mean_iou", 80.21, 2, "rgb"
-    ),
-    "m-pv4ger-seg": Recipe(
-        "DEO", "segment", _gbs("m-pv4ger-seg", scale=1 / 255), "mean_iou", 94.41, 2, "rgb"
-    ),
-    "m-chesapeake": Recipe(
-        "DEO", "segment", _gbs("m-chesapeake", scale=1 / 255), "mean_iou", 72.47, 7, "rgb"
-    ),
-    "m-SA-crop-type": Recipe("DEO", "segment", _sa, "mean_iou", 37.96, 10),
-    "m-cashew-plant": Recipe("DEO", "segment", _gbs("m-cashew-plant"), "mean_iou", 68.56, 7),
-    "Sen1Floods11": Recipe("DEO", "segment", sen1floods11_set, "mean_iou", 94.32, 2, "ms", 224),
-    "PASTIS": Recipe(
-        "DEO",
-        "segment",
-        torchgeo_set(
-            "PASTIS",
-            {"folds": (1, 2, 3)},
-            {"folds": (5,)},
-            bands=_TEN,
-            time="median",
-            mask_map={19: 255},
-        ),
-        "mean_iou",
-        28.96,
-        19,
-    ),
-    "LEVIR-CD": Recipe(
-        "DEO",
-        "change",
-        torchgeo_set("LEVIRCD", *_train_test, **_colours),
-        "change_f1",
-        91.3,
-        2,
-        "rgb",
-        256,
-    ),
-    "OSCD": Recipe(
-        "DEO", "change", torchgeo_set("OSCD", *_train_test), "change_f1", 60.4, 2, "ms", 96
-    ),
-    "m-SA-crop-type, 10%": Recipe("DEO", "segment", _sa, "mean_iou", 28.98, 10, share=0.1),
-    "m-bigearthnet, 10%": Recipe("DEO", "labels", _ben, "micro_f1", 51.89, share=0.1),
-    "SpaceNet, 10%": Recipe(
-        "DEO", "segment", _spacenet, "mean_iou", 76.46, 2, "rgb", 384, share=0.1
-    ),
-    "Potsdam": Recipe(
-        "MSSDF",
-        "segment",
-        torchgeo_set(
-            "Potsdam2D", *_train_test, bands=["red", "green", "blue", "nir"], scale=1 / 255
-        ),
-        "mean_iou",
-        78.30,
-        6,
-        "rgb",
-        320,
-        0.5,
-    ),
-    "Vaihingen": Recipe(
-        "MSSDF",
-        "segment",
-        torchgeo_set("Vaihingen2D", *_train_test, **_colours),
-        "mean_iou",
-        76.50,
-        6,
-        "rgb",
-        320,
-        0.5,
-    ),
-    "SECOND": Recipe("MSSDF", "change", second_set, "mean_iou", 47.51, 2, "rgb", 256),
-    "US3D": Recipe("MSSDF", "height", us3d_set, "rmse", 0.182, 1, "rgb", 320),
+    "m-bigearthnet": _labels(_ben, "micro_f1", 58.43),
+    "m-so2sat": _class(geobench_set("m-so2sat", scale=1e4), "accuracy", 52.23),
+    "m-eurosat": _class(geobench_set("m-eurosat"), "accuracy", 97.0),
+    "SpaceNet": _segment(_spacenet, "mean_iou", 80.83, 2, "rgb", 384),
+    "m-nz-cattle": _segment(_photo("m-nz-cattle"), "mean_iou", 80.21, 2, "rgb"),
+    "m-pv4ger-seg": _segment(_photo("m-pv4ger-seg"), "mean_iou", 94.41, 2, "rgb"),
+    "m-chesapeake": _segment(_photo("m-chesapeake"), "mean_iou", 72.47, 7, "rgb"),
+    "m-SA-crop-type": _segment(_sa, "mean_iou", 37.96, 10),
+    "m-cashew-plant": _segment(_gbs("m-cashew-plant"), "mean_iou", 68.56, 7),
+    "Sen1Floods11": _segment(sen1floods11_set, "mean_iou", 94.32, 2, "ms", 224),
+    "PASTIS": _segment(_pastis, "mean_iou", 28.96, 19),
+    "LEVIR-CD": _change(_levir, "change_f1", 91.3, 2, "rgb", 256),
+    "OSCD": _change(_oscd, "change_f1", 60.4, 2, "ms", 96),
+    "m-SA-crop-type, 10%": _segment(_sa, "mean_iou", 28.98, 10, share=0.1),
+    "m-bigearthnet, 10%": _labels(_ben, "micro_f1", 51.89, share=0.1),
+    "SpaceNet, 10%": _segment(_spacenet, "mean_iou", 76.46, 2, "rgb", 384, share=0.1),
+    "Potsdam": _masked("segment", _potsdam, "mean_iou", 78.30, 6, "rgb", 320, 0.5),
+    "Vaihingen": _masked("segment", _vaihingen, "mean_iou", 76.50, 6, "rgb", 320, 0.5),
+    "SECOND": _masked("change", second_set, "mean_iou", 47.51, 2, "rgb", 256),
+    "US3D": _masked("height", us3d_set, "rmse", 0.182, 1, "rgb", 320),
 }
 
 # %% ../../nbs/tasks/04_benchmarks.ipynb #2afd4dbc
@@ -313,6 +275,30 @@ def recipe_learner(
     )
 
 # %% ../../nbs/tasks/04_benchmarks.ipynb #998c5f6b
+def _probe(recipe, encoder, train, test, bs, seed):
+    "Scores of a probe on frozen features of single images."
+    parts = (train, train.modality), (test, test.modality)
+    f, g = (encode(encoder, subset(d, range(len(d))), key, bs=bs) for d, key in parts)
+    probe = linear_probe if recipe.task == "class" else multilabel_probe
+    out = probe(f, g, seed=seed)
+    scores = {k: getattr(out, k, None) for k in ("accuracy", "macro_f1", "micro_f1", "map")}
+    return {k: v for k, v in scores.items() if isinstance(v, float)}
+
+
+def _fine_tune(recipe, encoder, train, test, bs, seed, progress):
+    "Scores of a learner for dense labels."
+    set_seed(seed)
+    dls = dataset_loaders(train, test, min(bs, len(train)), seed=seed)
+    learn = recipe_learner(recipe, dls, encoder)
+    with learn.no_logging(), nullcontext() if progress else learn.no_bar():
+        if recipe.frozen:
+            learn.fit_one_cycle(recipe.epochs, 1e-3)
+        else:
+            falls = ParamScheduler({"lr": SchedPoly(6e-5, 0.0, 1)})
+            learn.fit(recipe.epochs, 6e-5, cbs=falls)
+        return dict(zip([m.name for m in learn.metrics], learn.validate()[1:]))
+
+# %% ../../nbs/tasks/04_benchmarks.ipynb #6d22a8f8
 def run_recipe(
     name: str,  # row: 'm-eurosat', 'Sen1Floods11', ...
     encoder,  # `Encoder` with the row's modality
@@ -331,25 +317,5 @@ def run_recipe(
         )
     train, test = recipe_data(r, encoder.sensors[r.modality], root, seed)
     if r.task in ("class", "labels"):
-        f, g = (
-            encode(encoder, subset(d, range(len(d))), key, bs=bs)
-            for d, key in ((train, train.modality), (test, test.modality))
-        )
-        out = (
-            linear_probe(f, g, seed=seed)
-            if r.task == "class"
-            else multilabel_probe(f, g, seed=seed)
-        )
-        return {
-            k: v
-            for k in ("accuracy", "macro_f1", "micro_f1", "map")
-            if isinstance(v := getattr(out, k, None), float)
-        }
-    set_seed(seed)
-    learn = recipe_learner(r, dataset_loaders(train, test, min(bs, len(train)), seed=seed), encoder)
-    with learn.no_logging(), nullcontext() if progress else learn.no_bar():
-        if r.frozen:
-            learn.fit_one_cycle(r.epochs, 1e-3)
-        else:
-            learn.fit(r.epochs, 6e-5, cbs=ParamScheduler({"lr": SchedPoly(6e-5, 0.0, 1)}))
-        return dict(zip([m.name for m in learn.metrics], learn.validate()[1:]))
+        return _probe(r, encoder, train, test, bs, seed)
+    return _fine_tune(r, encoder, train, test, bs, seed, progress)

@@ -148,15 +148,14 @@ class HeightLoss(nn.Module):
 
     def forward(self, pred, targ):  # (B,1,H,W), (B,H,W)
         on = known(targ, self.nodata)
-        each = F.smooth_l1_loss(
-            pred[:, 0].float() / self.std, torch.where(on, targ, 0.0) / self.std, reduction="none"
-        )
+        said, true = pred[:, 0].float() / self.std, torch.where(on, targ, 0.0) / self.std
+        each = F.smooth_l1_loss(said, true, reduction="none")
         return (each * on).sum() / on.sum().clamp(min=1)
 
     def decodes(self, x):
         return x[:, 0]
 
-
+# %% ../../nbs/tasks/00_metrics.ipynb #47df374d
 class HeightScore(Metric):
     "RMSE, MAE or share within a ratio, over all known heights."
 
@@ -234,7 +233,7 @@ def check_heights(
                 "nodata=float('nan'); otherwise repair the data."
             )
 
-
+# %% ../../nbs/tasks/00_metrics.ipynb #9a98457c
 class CheckTargets(Callback):
     "Runs `check(*targets)` on each batch of the first epoch; warns of classes that only the validation set has."
 

@@ -98,29 +98,22 @@ class CacheVFM(Callback):
         store = self.stores.get(self.dl.dataset) or self._open(rgb)
         new = ~store.known[ids]
         if new.any():
-            store.put(
-                ids[new],
-                teacher_maps(self.vfm, rgb[torch.from_numpy(new.nonzero()[0]).to(rgb.device)]),
-            )
-        self.learn.xb = (
-            {**batch, **{f"vfm_{k}": v for k, v in store.get(ids, rgb.device).items()}},
-        )
+            at = torch.from_numpy(new.nonzero()[0]).to(rgb.device)
+            store.put(ids[new], teacher_maps(self.vfm, rgb[at]))
+        maps = {f"vfm_{k}": v for k, v in store.get(ids, rgb.device).items()}
+        self.learn.xb = ({**batch, **maps},)
 
     def _open(self, rgb):
+        data = self.dl.dataset
         shapes = {k: v.shape[1:] for k, v in teacher_maps(self.vfm, rgb[:1]).items()}
-        return self.stores.setdefault(
-            self.dl.dataset,
-            TokenStore(
-                len(self.dl.dataset), shapes, self.folder and self.folder / self._key(shapes)
-            ),
-        )
+        folder = self.folder and self.folder / self._key(shapes)
+        return self.stores.setdefault(data, TokenStore(len(data), shapes, folder))
 
     def _key(self, shapes) -> str:
         "Names the teacher, its weights, and the windows with their pixels: another of these is another file."
         data = self.dl.dataset
-        first = with_rgb(
-            {k: v[None] for k, v in data[0][0].items() if v.ndim == 3}, self.sensor, self.source
-        )["rgb"]
+        sample = {k: v[None] for k, v in data[0][0].items() if v.ndim == 3}
+        first = with_rgb(sample, self.sensor, self.source)["rgb"]
         files = [[b.file, b.stamp] for s in data.scenes for b in s.bands if b]
         what = [
             self.vfm.info,

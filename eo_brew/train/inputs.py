@@ -80,10 +80,7 @@ class MaskCallback(Callback):
         modalities,  # names
         masking: str = "info",  # 'info', 'random' or 'block'
         ratio: float = 0.75,  # share to hide
-        q: tuple = (
-            0.1,
-            0.7,
-        ),  # first and last share of complementary places; None: masks do not know of each other
+        q: tuple = (0.1, 0.7),  # first and last share of complementary places; None: off
         seed: int = 0,  # of the masks in validation
     ):
         if masking not in MASKINGS:
@@ -110,33 +107,25 @@ class MaskCallback(Callback):
                 f"the batch has {[k for k in view if k in enc.modalities]} and no {missing}: load "
                 "them (`others`, or modalities=...) or train without them"
             )
+        patch = enc.patch_size
         images = {m: view[m] for m in self.modalities}
-        grid = patch_grid(images, enc.patch_size)
-        self._heights(
-            {
-                m: x
-                for m, x in images.items()
-                if enc.sensors[m] is not None and enc.sensors[m].center == "median"
-            },
-            view,
-        )
-        valid = {m: _patch_valid(view, m, enc.patch_size) for m in images}
-        masks = self._masks(
-            {m: enc.normalize[m](x.float()) for m, x in images.items()},
-            [view.get(f"{m}_valid") for m in images],
-            grid,
-            enc.patch_size,
-            valid,
-            generator,
-        )
+        grid = patch_grid(images, patch)
+        self._heights({m: x for m, x in images.items() if _is_height(enc.sensors[m])}, view)
+        valid = {m: _patch_valid(view, m, patch) for m in images}
+        normal = {m: enc.normalize[m](x.float()) for m, x in images.items()}
+        seen = [view.get(f"{m}_valid") for m in images]
+        masks = self._masks(normal, seen, grid, patch, valid, generator)
         if q and len(masks) > 1:
             masks = cross_modal_masks(masks, q, generator, valid)
-        visible = grid[0] * grid[1] - n_hidden(grid[0] * grid[1], self.ratio)
-        return (
-            {f"{m}_mask": x for m, x in masks.items()}
-            | {f"{m}_patch_valid": x for m, x in valid.items()}
-            | {"visible": visible}
-        )
+        n = grid[0] * grid[1]
+        out = {f"{m}_mask": x for m, x in masks.items()}
+        out |= {f"{m}_patch_valid": x for m, x in valid.items()}
+        return out | {"visible": n - n_hidden(n, self.ratio)}
+
+
+def _is_height(sensor):
+    "Is the median of a window taken off its values?"
+    return sensor is not None and sensor.center == "median"
 
 # %% ../../nbs/train/02_inputs.ipynb #de1f1199
 @patch

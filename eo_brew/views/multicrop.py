@@ -150,27 +150,37 @@ def _check_batch(crop, batch):
         raise ValueError(
             f"batch: entries of different batch size {sizes}; one row is one place in all of them."
         )
+    _check_size(crop, batch)
+    if crop.photometric:
+        for name in crop.rgb:
+            _check_rgb(crop, batch, name)
+        crop._seen = True  # asking a GPU for its values stops it: the first batch is enough
+    return next(iter(cut.values()))
+
+
+def _check_size(crop, batch):
+    "A ValueError for windows that are too small for the smallest view."
     H, W = _coarsest(batch, crop.strides)
     smallest = min(math.sqrt(lo * H * W) for lo, _ in crop.scales)
     if smallest < 2:
         raise ValueError(
-            f"batch: patches of {H}x{W} pixels are too small: the smallest view would be {smallest:.1f} pixels wide. "
-            "Take larger patches or a larger scale; a map of tokens belongs into `strides`."
+            f"batch: windows of {H}x{W} pixels are too small: the smallest view would be {smallest:.1f} pixels wide. "
+            "Take larger windows or a larger scale; a map of tokens belongs into `strides`."
         )
-    if crop.photometric:
-        for name in crop.rgb:
-            if name not in batch:
-                raise ValueError(
-                    f"rgb: {name!r} is not among the batch's entries {list(batch)}. Add it with `rgb_from(x, sensor)`, "
-                    "name the entry that is RGB, or pass photometric=False."
-                )
-            if not crop._seen and not 0 <= batch[name].min() <= batch[name].max() <= 1:
-                raise ValueError(
-                    f"batch[{name!r}]: values {batch[name].min():.4g}..{batch[name].max():.4g}; "
-                    "RGB is in [0,1]. Make it with `rgb_from(x, sensor)`."
-                )
-        crop._seen = True  # asking a GPU for its values stops it: the first batch is enough
-    return next(iter(cut.values()))
+
+
+def _check_rgb(crop, batch, name):
+    "A ValueError for an entry that is no picture."
+    if name not in batch:
+        raise ValueError(
+            f"rgb: {name!r} is not among the batch's entries {list(batch)}. Add it with `rgb_from(x, sensor)`, "
+            "name the entry that is RGB, or pass photometric=False."
+        )
+    if not crop._seen and not 0 <= batch[name].min() <= batch[name].max() <= 1:
+        raise ValueError(
+            f"batch[{name!r}]: values {batch[name].min():.4g}..{batch[name].max():.4g}; "
+            "RGB is in [0,1]. Make it with `rgb_from(x, sensor)`."
+        )
 
 # %% ../../nbs/views/02_multicrop.ipynb #48336d08
 def _grids(batch, strides):
