@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,20 @@ import pytest
 import rasterio
 import xarray as xr
 from affine import Affine
+from fastai.data.load import SkipItemException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from eo_brew.app.cli import main
 from eo_brew.core.sensors import Sensor
+from eo_brew.data.dataloaders import eo_dataloaders
+from eo_brew.data.samples import WindowDataset
+from eo_brew.maps.predict import predict_raster
 from eo_brew.scenes.describe import describe_raster
-from eo_brew.scenes.open import open_raster, open_scene, open_scenes
+from eo_brew.scenes.open import open_raster, open_scene, open_scenes, write_raster
 from eo_brew.scenes.scene import close_handles, read_window
+from eo_brew.scenes.stats import band_statistics, check_values
+from eo_brew.scenes.windows import keep_valid, window_index
 
 T = Affine(10, 0, 300000, 0, -10, 5800000)
 LAB = Path(
@@ -343,6 +351,66 @@ def test_control_points_are_no_grid(tmp_path):
         open_scene(tmp_path / "g.tif", own("v"))
 
 
+def test_rational_polynomials_are_no_grid(tmp_path):
+    line = [0.0, 1.0] + [0.0] * 18
+    ground = dict(height_off=0, height_scale=1, lat_off=52, lat_scale=1, long_off=13, long_scale=1)
+    pixels = dict(line_off=4, line_scale=4, samp_off=4, samp_scale=4)
+    one = [1.0] + [0.0] * 19
+    terms = dict(line_num_coeff=line, line_den_coeff=one, samp_num_coeff=line, samp_den_coeff=one)
+    kw = dict(driver="GTiff", count=1, height=8, width=8, dtype="uint16")
+    with rasterio.open(tmp_path / "p.tif", "w", **kw) as dst:
+        dst.write(np.ones((1, 8, 8), "uint16"))
+        dst.rpcs = rasterio.rpc.RPC(**ground, **pixels, **terms)
+    with rasterio.open(tmp_path / "p.tif") as src:
+        assert src.rpcs and src.transform == Affine.identity()
+    with pytest.raises(ValueError, match="p.tif lies by RPCs, not on a grid.*gdalwarp -rpc"):
+        open_scene(tmp_path / "p.tif", own("v"))
+
+
+def test_latitudes_and_longitudes_of_every_pixel_are_no_grid(tmp_path):
+    pytest.importorskip("netCDF4")
+    lat, lon = np.meshgrid(np.linspace(52, 51, 8), np.linspace(13, 14, 8), indexing="ij")
+    swath = {"v": (("row", "col"), lat + lon), "lat": (("row", "col"), lat)}
+    xr.Dataset(swath | {"lon": (("row", "col"), lon)}).to_netcdf(tmp_path / "s.nc")
+    with pytest.raises(
+        ValueError, match=r"s.nc lies by \['lat', 'lon'\] of every pixel.*pyresample"
+    ):
+        open_scene(tmp_path / "s.nc", own("v"))
+
+
+def test_a_folder_with_a_scene_across_the_antimeridian(tmp_path):
+    x = np.random.default_rng(0).integers(1, 999, (1, 256, 256)).astype("uint16")
+    for zone in (10, 33, 55):
+        at = Affine(10, 0, 5e5, 0, -10, 5e6)
+        tif(tmp_path / f"{zone}.tif", x, crs=f"EPSG:326{zone}", t=at)
+    fiji = Affine(10, 0, 178430, 0, -10, 8173370)
+    tif(tmp_path / "f.tif", x, crs="EPSG:32701", t=fiji)
+    corners = rasterio.warp.transform_bounds(
+        "EPSG:32701", "EPSG:4326", 178430, 8170810, 180990, 8173370
+    )
+    assert corners[0] > corners[2]  # rasterio: from 179 east to 179 west
+    sensor = own("v", mean=0.0, std=1.0)
+    dls = eo_dataloaders(tmp_path, sensor, size=64, bs=2, device="cpu", n=None)
+    train, valid = dls.train_ds.windows, dls.valid_ds.windows
+    assert {0, 1, 2, 3} == set(train.rows[:, 0]) | set(valid.rows[:, 0])
+    assert len(train) > 32 and len(valid)
+
+
+def test_labels_of_another_crs_and_of_a_rounded_transform(tmp_path):
+    sensor = own("v", mean=0.0, std=1.0)
+    p = tif(tmp_path / "33.tif", np.arange(1, 65537).reshape(1, 256, 256).astype("uint32"))
+    y = np.random.default_rng(0).integers(0, 3, (1, 256, 256)).astype("uint8")
+    far = tif(tmp_path / "l.tif", y, crs="EPSG:32632")
+    with pytest.raises(ValueError, match="l.tif.*EPSG:32632.* label no pixel of 33.tif"):
+        eo_dataloaders(p, sensor, size=32, bs=2, labels=far)
+    near = tif(tmp_path / "k.tif", y, t=T @ Affine.translation(1e-8, 0))
+    dls = eo_dataloaders(p, sensor, size=32, bs=2, labels=near, device="cpu")
+    _, (top, left, h, w) = dls.train_ds.windows[0]
+    with rasterio.open(near) as src:
+        same = src.read(1, window=rasterio.windows.Window(left, top, w, h))
+    np.testing.assert_array_equal(dls.train_ds[0][1], same)
+
+
 def test_degrees_are_metres_on_the_ground(tmp_path):
     p = tif(tmp_path / "d.tif", flat(1, n=60), crs="EPSG:4326", t=Affine(1e-4, 0, 13, 0, -1e-4, 60))
     assert open_scene(p, own("v")).gsd == pytest.approx(np.sqrt(5.58 * 11.14), rel=1e-2)
@@ -365,6 +433,23 @@ def test_what_is_no_scene(tmp_path):
         dst.update_tags(software="eo_brew 0.1.0")
     describe_raster(d, "rgb").plot().savefig(d / "look.png")
     assert [Path(s.name).name for s in open_scenes(d, "rgb")] == ["a.tif"]
+
+
+def test_looking_leaves_nothing_that_is_a_scene(tmp_path, monkeypatch):
+    tif(tmp_path / "a.tif", np.arange(1, 12289).reshape(3, 64, 64).astype("uint8"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["info", ".", "--sensor", "rgb", "--picture", "look.png"]) in (0, None)
+    assert (tmp_path / "look.png").exists() and len(open_scenes(".", "rgb")) == 1
+
+
+def test_a_folder_of_maps_only(tmp_path):
+    like = open_scene(tif(tmp_path / "in" / "a.tif", flat(1)), own("v"))
+    with rasterio.open(write_raster(tmp_path / "m.tif", flat(1), like), "r+") as dst:
+        dst.update_tags(software="eo_brew 0.1.0")
+    (tmp_path / "in" / "a.tif").unlink()
+    with pytest.raises(ValueError, match="m.tif.* made by eo_brew.*give the file itself"):
+        open_scenes(tmp_path, own("v"))
+    assert len(open_scenes(tmp_path / "m.tif", own("v"))) == 1
 
 
 def test_links_are_followed_once(tmp_path):
@@ -477,9 +562,438 @@ def test_a_server_that_stalls(monkeypatch):
         assert time.monotonic() - start < 60
 
 
+@pytest.fixture
+def with_a_bad_tile(tmp_path):
+    "One GeoTIFF of 4 x 4 tiles, one of which holds nonsense."
+    x = np.random.default_rng(0).integers(1, 3000, (1, 256, 256)).astype("uint16")
+    p = tif(tmp_path / "t.tif", x, tiled=True, blockxsize=64, blockysize=64, compress="deflate")
+    with rasterio.open(p) as src:
+        at = int(src.get_tag_item("BLOCK_OFFSET_2_1", "TIFF", bidx=1))
+    with open(p, "r+b") as f:
+        f.seek(at)
+        f.write(b"\xff" * 60)
+    return p, x
+
+
+def test_one_bad_tile_costs_its_own_windows(with_a_bad_tile, monkeypatch):
+    p, x = with_a_bad_tile
+    scene = open_scene(p, own("v"))
+    windows = window_index(scene, 64)
+    with rasterio.open(p) as src:
+        for i, (_, (top, left, h, w)) in enumerate(windows):
+            try:
+                src.read(window=rasterio.windows.Window(left, top, w, h))
+            except rasterio.errors.RasterioError:
+                (bad,) = [i]
+    assert windows[bad][1][:2] == (64, 128)
+    for in_memory in (True, False):
+        ds = WindowDataset(
+            scene,
+            windows,
+            own("v", mean=0.0, std=1.0),
+            in_memory=in_memory,
+            on_error="skip",
+            max_lost=0.1,
+        )
+        for i, (_, (top, left, h, w)) in enumerate(windows):
+            if i == bad:
+                with pytest.raises(SkipItemException):
+                    ds[i]
+                continue
+            got = ds[i][0]["ms"]
+            np.testing.assert_array_equal(got, x[:, top : top + h, left : left + w])
+        with pytest.warns(UserWarning, match="1 of 16 windows could not be read"):
+            assert [w for _, w in ds.lost_windows.report()] == [(64, 128, 64, 64)]
+
+
+def test_statistics_without_a_bad_tile(with_a_bad_tile):
+    p, x = with_a_bad_tile
+    scene = open_scene(p, own("v"))
+    windows = window_index(scene, 64)
+    x = x.astype("f8")
+    x[:, 64:128, 128:192] = np.nan
+    with pytest.raises(ValueError, match=r"t.tif, window \(64, 128, 64, 64\)"):
+        band_statistics(scene, windows)
+    with pytest.warns(UserWarning, match="1 of 16 windows left out: .*t.tif"):
+        stats = band_statistics(scene, windows, on_error="skip")
+    assert stats.count[0] == 15 * 64 * 64
+    assert stats.mean[0] == pytest.approx(np.nanmean(x)) and stats.std[0] == pytest.approx(
+        np.nanstd(x)
+    )
+    with pytest.warns(UserWarning, match="1 of 16 windows left out"):
+        check_values(scene, windows, on_error="skip", limit=16)
+    with pytest.raises(ValueError, match="t.tif, window"):
+        check_values(scene, windows, limit=16)
+    assert len(keep_valid(windows, scene, on_error="skip")) == 16
+    with pytest.raises(ValueError, match="t.tif, window"):
+        keep_valid(windows, scene)
+    with pytest.raises(ValueError, match="t.tif, window"):  # nothing else is there
+        band_statistics(scene, windows.take([6]), on_error="skip")
+
+
+def test_training_beside_a_bad_tile(with_a_bad_tile):
+    p, _ = with_a_bad_tile
+    options = dict(
+        size=64, bs=2, stride=64, valid_pct=0, device="cpu", on_error="skip", max_lost=0.1
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dls = eo_dataloaders(p, own("v"), **options)  # statistics are measured, too
+        n = sum(len(b[0]["index"]) for b in dls.train)
+    assert n in (14, 15) and int(dls.train_ds.lost_windows.lost.sum()) == 1
+
+
+# maps
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int16", "int8"])
+@pytest.mark.parametrize("ext", ["tif", "zarr"])
+def test_a_map_is_read_by_its_own_tags(tmp_path, ext, dtype):
+    if ext == "zarr":
+        pytest.importorskip("zarr")
+    x = np.random.default_rng(0).uniform(0, 1, (2, 64, 64)).astype("f4")
+    x[0] *= 100
+    x[:, :9, :9] = np.nan
+    scene = open_scene(tif(tmp_path / "in.tif", x, "ab", nodata=float("nan")), own("a", "b"))
+    out, sweep = tmp_path / f"m.{ext}", dict(size=32, overlap=0, progress=False)
+    predict_raster(lambda b: b["ms"] * 3 + 1, scene, out, kind="values", dtype=dtype, **sweep)
+    got, ok = read_window(open_scene(out, own("p", "q"), bands=["p", "q"]))
+    step = {"float32": 0, "float16": 1e-3, "int16": 1e-4, "int8": 1e-2}[dtype]
+    for a, b in zip(got[:, ok], 3 * x[:, ok] + 1):
+        assert (
+            abs(a - b) <= step * b.max() + 1e-5
+        ).mean() > 0.99  # integers stop at the 99.9th percentile
+    assert not ok[:9, :9].any() and ok.sum() == 64 * 64 - 81
+    if ext == "tif":
+        with rasterio.open(out) as src:
+            bare = [src.read(i) * src.scales[i - 1] + src.offsets[i - 1] for i in src.indexes]
+        np.testing.assert_allclose(got[:, ok], np.stack(bare)[:, ok], rtol=1e-5)
+
+
+@pytest.mark.parametrize("nodata", [None, -9999.0])
+def test_a_written_array_comes_back(tmp_path, nodata):
+    like = open_scene(tif(tmp_path / "in.tif", flat(1)), own("v"))
+    x = np.random.default_rng(0).normal(size=(2, 32, 32)).astype("f4")
+    x[0, 3, 4] = np.nan
+    p = write_raster(tmp_path / "out.tif", x, like, ["p", "q"], nodata=nodata)
+    np.testing.assert_array_equal(read_window(open_scene(p, own("p", "q")))[0], x)
+
+
+# more of the same kinds: what other software writes
+
+
+def read(path, sensor, **kw):
+    return read_window(open_scene(path, sensor, **kw))
+
+
+def test_wavelengths_name_bands(tmp_path):
+    pytest.importorskip("netCDF4")
+    axes = dict(wavelength=[490.0, 560.0, 665.0], y=[20.0, 10.0], x=[0.0, 10.0])
+    x = np.arange(12.0).reshape(3, 2, 2)
+    for n, units in (("nm", {}), ("um", dict(units="um"))):
+        scaled = axes | dict(wavelength=np.array(axes["wavelength"]) / (1000 if units else 1))
+        ds = xr.Dataset(dict(r=(("wavelength", "y", "x"), x)), scaled)
+        ds.wavelength.attrs.update(units)
+        ds.to_netcdf(tmp_path / f"{n}.nc")
+        got, _ = read(
+            tmp_path / f"{n}.nc", "sentinel2_l2a", bands=["B04", "B02"], offset=0, nodata="none"
+        )
+        np.testing.assert_array_equal(got, ds.r.sel(wavelength=scaled["wavelength"])[[2, 0]])
+    cube = tmp_path / "cube"
+    kw = dict(driver="ENVI", count=3, height=8, width=8, dtype="int16", transform=T)
+    with rasterio.open(cube, "w", crs="EPSG:32633", **kw) as dst:
+        dst.write(flat(1, 2, 3, n=8, dtype="int16"))
+    with open(tmp_path / "cube.hdr", "a") as f:
+        f.write("\nwavelength units = Nanometers\nwavelength = {490.0, 560.0, 665.0}\n")
+    assert rasterio.open(cube).descriptions[0] == "Band 1 (490.0 Nanometers)"  # 1 is no B01
+    assert first(cube, "sentinel2_l2a", bands=["B04", "B02"], offset=0) == [3, 1]
+
+
+def test_two_files_of_one_band(tmp_path):
+    for n, v in (("T_B02.tif", 1), ("T_b2.tif", 2)):
+        tif(tmp_path / n, flat(v))
+    tif(tmp_path / "T_B03.tif", flat(3))
+    with pytest.raises(ValueError, match="B02 is T_B02.tif and T_b2.tif.*bands="):
+        open_scene(tmp_path, "sentinel2_l2a", offset=0)
+    told = dict(B02="T_b2.tif", B03="T_B03.tif")
+    assert first(tmp_path, "sentinel2_l2a", bands=told, offset=0) == [2, 3]
+    for r, v in (("R20m", 5), ("R10m", 4)):  # the same at another resolution is no contradiction
+        tif(tmp_path / "safe" / r / "T_B02.tif", flat(v))
+    assert first(tmp_path / "safe", "sentinel2_l2a", offset=0) == [4]
+
+
+def test_harmonised_landsat_and_sentinel(tmp_path):
+    for product, sensor in (("S30", "sentinel2_l2a"), ("L30", "landsat8_sr")):
+        d = tmp_path / product
+        for b, v in (("B02", 500), ("B04", -9999), ("B03", 700)):
+            name = f"HLS.{product}.T33UUU.2023001T100000.v2.0.{b}.tif"
+            tif(d / name, flat(v, dtype="int16"), nodata=-9999)
+        tif(d / name.replace("B03", "Fmask"), flat(64, dtype="uint8"), nodata=255)
+        scene = open_scene(d, mask="hls_fmask")
+        x, ok = read_window(scene)
+        assert scene.sensor.name == sensor and not ok.any()
+        two = [b for b in scene.sensor.band_names if b in ("B02", "B03", "B2", "B3")]
+        x, ok = read_window(open_scene(d, bands=two, mask="hls_fmask"))
+        assert ok.all()
+        np.testing.assert_allclose(x[:, 0, 0] * scene.sensor.scale, [0.05, 0.07], rtol=1e-5)
+
+
+def test_zarr_of_version_3_says_its_fill_value(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    for fill, lost in ((-9999, True), (0, False)):  # 0 stands where nobody chose one
+        a = zarr.open_group(tmp_path / f"{-fill}.zarr", mode="w", zarr_format=3)
+        kw = dict(shape=(8, 8), chunks=(8, 8), dtype="int16", dimension_names=["y", "x"])
+        v = a.create_array("v", fill_value=fill, **kw)
+        v[:] = 5
+        v[0, 0] = fill
+        x, ok = read(tmp_path / f"{-fill}.zarr", own("v"))
+        assert (~ok).sum() == lost and ok[0, 0] != lost
+
+
+def test_groups_and_single_arrays(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    netcdf = pytest.importorskip("netCDF4")
+    pytest.importorskip("h5py")
+    a = zarr.open_group(tmp_path / "z.zarr", mode="w", zarr_format=2)
+    v = a.create_group("measurements/r10m").create_array("b02", shape=(4, 4), dtype="uint16")
+    v[:] = 7
+    v.attrs["_ARRAY_DIMENSIONS"] = ["y", "x"]
+    with pytest.raises(ValueError, match=r"holds no array, but groups \['measurements'\]"):
+        open_scene(tmp_path / "z.zarr", "sentinel2_l2a", offset=0)
+    inner = tmp_path / "z.zarr" / "measurements" / "r10m"
+    assert first(inner, "sentinel2_l2a", offset=0) == [7]
+    assert len(open_scenes(inner, "sentinel2_l2a", offset=0)) == 1
+    v = zarr.create_array(tmp_path / "a.zarr", shape=(4, 4), dtype="f4", dimension_names=["y", "x"])
+    with pytest.raises(ValueError, match="a.zarr' is one array without a group"):
+        open_scene(tmp_path / "a.zarr", own("v"))
+    with netcdf.Dataset(tmp_path / "g.nc", "w") as f:
+        g = f.createGroup("PRODUCT")
+        g.createDimension("y", 4), g.createDimension("x", 4)
+        v = g.createVariable("B02", "i2", ("y", "x"), fill_value=-1)
+        v.scale_factor = 0.5
+        v[:] = 3.0
+    with pytest.raises(ValueError, match=r"g.nc holds no variable outside of its groups.*\.h5"):
+        open_scene(tmp_path / "g.nc", own("B02"))
+    os.rename(tmp_path / "g.nc", tmp_path / "g.h5")
+    assert first(tmp_path / "g.h5", own("B02")) == [3.0]
+
+
+def test_marks_and_places_in_a_cube_are_no_bands(tmp_path):
+    pytest.importorskip("netCDF4")
+    plane = lambda v, **kw: (("y", "x"), np.full((4, 4), v, "f4"), kw)
+    ds = dict(B02=plane(2), B03=plane(3), SCL=plane(4), flags=plane(1, flag_meanings="cloud"))
+    axes = dict(y=[30.0, 20.0, 10.0, 0.0], x=[0.0, 10.0, 20.0, 30.0])
+    xr.Dataset(ds | dict(latitude=plane(50)), axes).to_netcdf(tmp_path / "m.nc")
+    assert first(tmp_path / "m.nc", "sentinel2_l2a", offset=0) == [2, 3]
+
+
+@pytest.mark.parametrize("t", [Affine(0, 0, 5, 0, 0, 9), Affine(float("nan"), 0, 0, 0, -10, 0)])
+def test_pixels_without_a_size(tmp_path, t):
+    p = tif(tmp_path / "t.tif", flat(1), t=t)
+    with pytest.raises(ValueError, match="t.tif has no grid.*gdal_edit -a_ullr"):
+        open_scene(p, own("v"))
+
+
+def test_names_of_files_that_programs_stumble_over(tmp_path):
+    names = [
+        "with blank",
+        "ümläut",
+        "日本",
+        "a[1]",
+        "a(2)#x",
+        "per%20cent",
+        "quo'te",
+        "am&p<",
+        "50%",
+    ]
+    for i, n in enumerate(names, 1):
+        tif(tmp_path / "d é" / f"{n}.tif", flat(i))
+    for s in open_scenes(tmp_path / "d é", own("v"), nodata=0):
+        assert read_window(s, size=8)[0][0, 0, 0] == names.index(Path(s.name).stem) + 1
+    for b in ("B02", "B03"):
+        tif(tmp_path / "we&ird <x> 'q'" / f"{b} [1].tif", flat(int(b[1:])))
+    assert first(tmp_path / "we&ird <x> 'q'", "sentinel2_l2a", offset=0) == [2, 3]
+
+
+def test_links_that_lead_nowhere(tmp_path):
+    tif(tmp_path / "a" / "x.tif", flat(1))
+    for name, target in (("gone.tif", "nowhere.tif"), ("c1", "c2"), ("c2", "c1"), ("a/up", "..")):
+        os.symlink(target, tmp_path / name)
+    for n in ("Thumbs.db", "desktop.ini", ".DS_Store", "x.tif.aux.xml.tmp"):
+        (tmp_path / "a" / n).write_bytes(b"1")
+    assert [Path(s.name).name for s in open_scenes(tmp_path, own("v"))] == ["x.tif"]
+
+
+def test_labels_beside_images_are_no_scenes(tmp_path):
+    for n in ("images/a.tif", "masks/a.tif", "labels/a.tif", "Annotations/a.tif", "b_label.tif"):
+        tif(tmp_path / n, flat(1, dtype="uint8"))
+    assert [Path(s.name).parent.name for s in open_scenes(tmp_path, own("v"))] == ["images"]
+    assert len(open_scenes(tmp_path / "labels", own("v"))) == 1  # asked for by name
+
+
+def test_archives_in_a_folder_are_told(tmp_path):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as z:
+        z.write(tif(tmp_path / "out" / "q.tif", flat(5)), "q.tif")
+    (tmp_path / "out" / "q.tif").unlink()
+    with pytest.raises(ValueError, match=r"of archives give the names, in a list: \['p.zip'\]"):
+        open_scenes(tmp_path, own("v"))
+    assert read_window(open_scenes([tmp_path / "p.zip"], own("v"))[0])[0][0, 0, 0] == 5
+
+
+@pytest.mark.parametrize("text", ["<!DOCTYPE html>\n<html>404</html>", "<html><body>404"])
+def test_a_page_in_the_place_of_a_raster(tmp_path, text):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.tif").write_text(text)
+    with pytest.raises(ValueError, match="a.tif.* is a web page"):
+        open_scene(tmp_path / "d" / "a.tif", own("v"))
+    with pytest.raises(ValueError, match="a.tif is a web page"):
+        open_scenes(tmp_path / "d", own("v"))
+    (tmp_path / "d" / "a.tif").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:1\n"
+    )
+    with pytest.raises(ValueError, match="git lfs pull"):
+        open_scenes(tmp_path / "d", own("v"))
+
+
+def test_a_mask_that_lies_nowhere(tmp_path):
+    p = tif(tmp_path / "a.tif", flat(1))
+    codes = flat(4, dtype="uint8")
+    codes[0, 3, 4] = 9
+    nowhere = dict(crs=None, t=Affine.identity())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tif(tmp_path / "a_SCL.tif", codes, **nowhere)
+        ok = read(p, own("v"), mask="scl")[1]
+        assert not ok[3, 4] and ok.sum() == 1023
+        close_handles()
+        tif(tmp_path / "a_SCL.tif", codes[:, :16, :16], **nowhere)
+    with pytest.raises(ValueError, match="a_SCL.tif of .16, 16. pixels does not say where it lies"):
+        open_scene(p, own("v"), mask="scl")
+
+
+def test_pictures_with_a_palette_or_more(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    im = image.fromarray(flat(3, dtype="uint8")[0], "P")
+    im.putpalette([0, 0, 0] * 3 + [255, 10, 20])
+    im.save(tmp_path / "p.png")
+    with pytest.raises(ValueError, match="p.png.* a palette.*gdal_translate -expand rgb"):
+        open_scene(tmp_path / "p.png", "rgb")
+    x = flat(10, 20, 30, 255, dtype="uint8")
+    x[3, 0, 0] = 0
+    image.fromarray(np.moveaxis(x, 0, -1), "RGBA").save(tmp_path / "a.png")
+    got, ok = read(tmp_path / "a.png", "rgb", gain=1)
+    assert got[:, 1, 1].tolist() == [10, 20, 30] and not ok[0, 0] and ok.sum() == 1023
+
+
+@pytest.mark.parametrize("how", ["internal", "msk", "cog"])
+def test_masks_inside_and_beside(tmp_path, how):
+    import rasterio.shutil
+
+    keep = np.random.default_rng(0).integers(0, 2, (512, 512)).astype("uint8") * 255
+    p = tif(tmp_path / "m.tif", flat(5, 6, n=512))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=how != "msk"), rasterio.open(p, "r+") as dst:
+        dst.write_mask(keep)
+    assert (tmp_path / "m.tif.msk").exists() == (how == "msk")
+    if how == "cog":
+        rasterio.shutil.copy(p, tmp_path / "c.tif", driver="COG")
+        p = tmp_path / "c.tif"
+    x, ok = read(p, own("a", "b"))
+    with rasterio.open(p) as src:
+        np.testing.assert_array_equal(ok, src.dataset_mask() > 0)
+    assert (x[:, ok] == np.array([[5], [6]])).all() and np.isnan(x[:, ~ok]).all()
+
+
+def test_earth_engine_exports_of_floats(tmp_path):
+    x = np.random.default_rng(0).uniform(0, 1, (13, 16, 16))
+    x[:, 0, 0] = np.nan
+    names = "B1 B2 B3 B4 B5 B6 B7 B8 B8A B9 B10 B11 B12".split()
+    p = tif(tmp_path / "e.tif", x, names)
+    got, ok = read(p, "sentinel2_l1c", offset=0, gain=10000)
+    np.testing.assert_allclose(got, 10000 * x, rtol=1e-6)
+    more = tif(tmp_path / "q.tif", flat(*range(1, 6)), ["B2", "B3", "B4", "SCL", "QA60"])
+    with pytest.raises(ValueError, match=r"not known: band 4 \(SCL\), band 5 \(QA60\)"):
+        open_scene(more, "sentinel2_l2a", offset=0)
+    with pytest.raises(ValueError, match="the largest value is .*reflectance in 0..1"):
+        check_values(open_scene(p, "sentinel2_l1c", offset=0))
+
+
+@pytest.mark.parametrize("nodata", [-0.0, 0.1, 1e20, -3.4028234663852886e38, float("inf")])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nodata_as_floats_have_it(tmp_path, nodata, dtype):
+    x = np.full((1, 8, 8), 300, dtype)
+    x[0, 0, 0] = nodata
+    p = tif(tmp_path / "n.tif", x, nodata=nodata)
+    got, ok = read(p, own("v"))
+    with rasterio.open(p) as src:
+        np.testing.assert_array_equal(ok, (src.dataset_mask() > 0) & np.isfinite(src.read(1)))
+    assert not ok[0, 0] and (got[0][ok] == 300).all()
+
+
+def test_statistics_and_nodata_in_a_file_beside(tmp_path):
+    p = tif(tmp_path / "a.tif", flat(5, 6))
+    said = "<Metadata><MDI key='STATISTICS_MEAN'>5</MDI></Metadata><NoDataValue>5</NoDataValue>"
+    band = f"<PAMRasterBand band='1'>{said}</PAMRasterBand>"
+    Path(f"{p}.aux.xml").write_text(f"<PAMDataset>{band}</PAMDataset>")
+    with rasterio.open(p) as src:
+        assert src.nodatavals == (5, None)
+    x, ok = read(p, own("a", "b"))
+    assert np.isnan(x[0]).all() and (x[1] == 6).all() and not ok.any()
+    assert [Path(s.name).name for s in open_scenes(tmp_path, own("a", "b"))] == ["a.tif"]
+
+
+def test_modis_sinusoidal(tmp_path):
+    pytest.importorskip("netCDF4")
+    import pyproj
+
+    sphere = pyproj.CRS.from_proj4("+proj=sinu +R=6371007.181 +units=m")
+    side = 463.3127
+    axes = dict(y=4447802 - side * (np.arange(8) + 0.5), x=1111950.5 + side * (np.arange(8) + 0.5))
+    x = np.full((8, 8), 1234, "int16")
+    x[0, :3] = -28672, 16001, -101
+    about = dict(
+        grid_mapping="crs", scale_factor=1e-4, valid_range=np.array([-100, 16000], "int16")
+    )
+    about |= dict(_FillValue=np.int16(-28672))
+    ds = xr.Dataset(dict(sur_refl_b01=(("y", "x"), x, about)), axes)
+    ds["crs"] = xr.DataArray(0, attrs=sphere.to_cf())
+    ds.to_netcdf(tmp_path / "m.nc")
+    scene = open_scene(tmp_path / "m.nc", own("sur_refl_b01"))
+    got, ok = read_window(scene)
+    assert pyproj.CRS.from_wkt(scene.crs).to_dict()[
+        "proj"
+    ] == "sinu" and scene.gsd == pytest.approx(side)
+    assert not ok[0, :3].any() and ok.sum() == 61
+    np.testing.assert_allclose(got[0][ok], 0.1234, rtol=1e-6)
+
+
+def test_south_up_is_read_as_it_lies(tmp_path):
+    x = np.arange(16, dtype="f4").reshape(1, 4, 4)
+    scene = open_scene(tif(tmp_path / "s.tif", x, t=Affine(10, 0, 0, 0, 10, 0)), own("v"))
+    np.testing.assert_array_equal(read_window(scene)[0], x)
+    with rasterio.open(tmp_path / "s.tif") as src:
+        b = src.bounds
+    assert scene.bounds == (b.left, min(b.top, b.bottom), b.right, max(b.top, b.bottom))
+
+
+def test_zipped_safe(tmp_path):
+    import zipfile
+
+    n = "S2B_MSIL2A_20230101T100000_N0509_R122_T33UUU_20230101T120000.SAFE"
+    inside = f"{n}/GRANULE/L2A/IMG_DATA/R10m/T33UUU_20230101T100000"
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as z:
+        for b, v in (("B02", 1500), ("B03", 2500), ("SCL", 4), ("TCI", 1)):
+            z.write(tif(tmp_path / "t" / f"{b}.tif", flat(v)), f"{inside}_{b}_10m.tif")
+        z.writestr(f"{n}/MTD_MSIL2A.xml", '<BOA_ADD_OFFSET band_id="1">-1000</BOA_ADD_OFFSET>')
+    assert (
+        first(tmp_path / "s.zip", None) == [500, 1500] and len(open_scenes(tmp_path / "s.zip")) == 1
+    )
+
+
 # against bare rasterio
 
-TYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"]
+TYPES = "uint8 int8 uint16 int16 uint32 int32 uint64 int64 float32 float64".split()
 
 
 @st.composite
@@ -510,7 +1024,12 @@ def rasters(draw):
         interleave=draw(st.sampled_from(["band", "pixel"])),
         overviews=draw(st.booleans()),
         transform=Affine(
-            draw(st.sampled_from([0.5, 10, 1e-4])), 0, draw(st.integers(-9, 9)), 0, -10, 50
+            draw(st.sampled_from([0.5, 10, 1e-4])),
+            0,
+            draw(st.integers(-9, 9)),
+            0,
+            draw(st.sampled_from([-10, -0.3, 10])),
+            50,
         ),
     )
 

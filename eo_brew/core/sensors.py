@@ -8,6 +8,7 @@ __all__ = ['Band', 'Sensor', 'load_sensor', 'register_sensor', 'list_sensors', '
 
 # %% ../../nbs/core/01_sensors.ipynb #77648a58
 import json
+import re
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -111,8 +112,29 @@ def spotted(
     "The one band that `text` is the name of, or that it mentions."
     if found := sensor.find(text):
         return found
+    if _LENGTH.search(text) and any(b.wavelength for b in sensor.bands):
+        return at_wavelength(
+            sensor, text
+        )  # 'Band 7 (665 nm)': 7 is a position, where it is no name
     found = {band for band, _, _ in sensor.spot(text)}
     return found.pop() if len(found) == 1 else None
+
+
+_LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*(nm|nano\w*|[uµμ]m|micro\w*)\b", re.I)
+
+
+def at_wavelength(
+    sensor: Sensor,  # whose bands it may be
+    text: str,  # e.g. '665 nm' or 'band 48 (0.665 Micrometers)'
+) -> str | None:
+    "The band at a wavelength in a text, to 1.5 percent; None where another is almost as near."
+    if not (said := _LENGTH.search(text)):
+        return None
+    nm = float(said[1]) * (1 if said[2][0] in "nN" else 1000)
+    near = sorted((abs(b.wavelength - nm), b.name) for b in sensor.bands if b.wavelength)[:2]
+    if not near or near[0][0] > 0.015 * nm or len(near) > 1 and near[1][0] < 2 * near[0][0]:
+        return None
+    return near[0][1]
 
 # %% ../../nbs/core/01_sensors.ipynb #7e6111af
 @patch

@@ -108,7 +108,7 @@ def open_labels(
 def _open_source(path, column):
     if str(path).lower().endswith(VECTOR):
         return LabelPolygons(path, column)
-    if not Path(path).exists():
+    if not (str(path).startswith("/vsi") or Path(path).exists()):
         raise ValueError(
             f"labels={str(path)!r} does not exist: give a raster, polygons, 'folder', a .csv file or a dict"
         )
@@ -214,23 +214,23 @@ def read_labels(
         return out.read(0, own._replace(shape=shape, crs=None)).numpy(), out.names
     if placed and hasattr(labels, "rio") and labels.rio.crs is not None:
         if not same_place(grid_of(labels), grid_of(scene)):
-            with _in_memory(labels) as file:
-                return read_labels(
-                    file.name, scene, classes or LabelArray(labels).names.values() or None
-                )
+            array = LabelArray(labels)
+            with _in_memory(array, grid_of(labels)) as file:
+                return read_labels(file.name, scene, classes or array.names.values() or None)
     out = ClassLabels([LabelArray(labels)], named)
     shape = out.sources[0].y.shape if scene is None else tuple(scene.shape[-2:])
     return out.read(0, Grid(shape, rasterio.Affine.identity(), None)).numpy(), out.names
 
 
-def _in_memory(labels) -> MemoryFile:
-    "A `DataArray` as a raster that GDAL can warp."
-    y = _flat(labels)
-    file, grid = MemoryFile(ext=".tif"), grid_of(labels)
-    profile = dict(dtype=y.dtype, count=1, height=y.shape[0], width=y.shape[1], crs=grid.crs)
-    with file.open(
-        driver="GTiff", transform=grid.transform, nodata=labels.rio.nodata, **profile
-    ) as dst:
+def _in_memory(array: LabelArray, grid: Grid) -> MemoryFile:
+    "Class numbers as a raster that GDAL can warp."
+    _checked_numbers(array.numbers(), array.path)
+    (height, width), nothing = grid.shape, -(2**31)
+    y = np.full(grid.shape, nothing, "int32")
+    y[array.known] = array.y[array.known]
+    kw = dict(dtype=y.dtype, count=1, height=height, width=width, nodata=nothing)
+    file = MemoryFile(filename="array.tif")
+    with file.open(driver="GTiff", crs=grid.crs, transform=grid.transform, **kw) as dst:
         dst.write(y, 1)
     return file
 

@@ -27,7 +27,7 @@ from eo_brew.scenes.facts import (
     which_bands,
     which_nodata,
 )
-from .files import band_files, group_bands, named_errors, said_names
+from .files import band_files, group_bands, metres, named_errors, said_names
 from .products import by_name, metadata
 from .scene import one_or_each
 
@@ -40,6 +40,10 @@ def bands_of_file(
 ) -> tuple:  # {band: BandFile}, facts
     "The bands of one file."
     found, facts = _alpha(band_files(file), sensor, bands, path)
+    if len(found) == 1 < len(bands or sensor.bands) and found[0].color == "palette":
+        raise ValueError(
+            f"path={str(path)!r} is a picture of one band with a palette: make bands of it (gdal_translate -expand rgb)"
+        )
     claims = said_names(found) + (_file_name(file, sensor) if len(found) == 1 else [])
     at, more = which_bands(claims, len(found), sensor, bands, path)
     return {b: found[i] for b, i in at.items()}, facts + more
@@ -96,6 +100,8 @@ def bands_of_folder(
             "or all with `open_scenes`"
         )
     (group,) = groups.values()
+    if not isinstance(bands, dict):
+        _check_once(group, files, sensor)
     found, facts = {}, []
     for band in sensor.select(bands).band_names if bands else sensor.band_names:
         if band in group:
@@ -105,6 +111,18 @@ def bands_of_folder(
     return found, facts + [
         Fact("left out", n, f"its name has no band of {sensor.name}") for n in left
     ]
+
+
+def _check_once(group: dict, files: list, sensor: Sensor):
+    "ValueError for two files of one band at one resolution."
+    for f in (f for f in files if f not in group.values()):
+        same = group_bands([f], sensor)
+        band = next((b for g in same.values() for b in g if b in group), None)
+        if band and metres(group[band]) == metres(f):
+            raise ValueError(
+                f"{band} is {Path(group[band]).name} and {Path(f).name}: move one of them away, or say which one with "
+                f"bands={{{band!r}: {Path(f).name!r}, ...}}"
+            )
 
 
 def _as_told(files: list, sensor: Sensor, bands: dict) -> dict:  # {band: file}

@@ -16,9 +16,10 @@ import rasterio
 import xarray as xr
 from affine import Affine
 
+from ..core.names import is_quality
 from ..core.sensors import Sensor
 from .facts import Names, which_bands
-from .files import BandFile, file_stamp, named_errors
+from .files import BandFile, file_stamp, in_zarr, named_errors
 from .scene import bounds, same_crs
 
 # %% ../../nbs/scenes/04_containers.ipynb #035fc4c1
@@ -27,13 +28,26 @@ def container_kind(
 ) -> str:
     "The extra that opens it: hdf5, zarr or netcdf."
     path = path.rstrip("/").lower()
-    return (
-        "hdf5"
-        if path.endswith((".h5", ".hdf5"))
-        else "zarr"
-        if path.endswith(".zarr")
-        else "netcdf"
-    )
+    return "hdf5" if path.endswith((".h5", ".hdf5")) else "zarr" if in_zarr(path) else "netcdf"
+
+
+def _open_zarr(path: str) -> xr.Dataset:
+    "A Zarr group; a fill value other than the 0 that nobody chose counts as one."
+    import zarr
+
+    if isinstance(zarr.open(path, mode="r"), zarr.Array):
+        raise ValueError(
+            f"path={path!r} is one array without a group, so nothing names its axes' coordinates: store it as a data "
+            "set (xarray: da.to_dataset(name='x').to_zarr(...))"
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated")
+        ds = xr.open_zarr(path, chunks=None, consolidated=None, mask_and_scale=False)
+    for v in ds.variables.values():
+        fill = v.encoding.get("fill_value")
+        if fill and "_FillValue" not in v.attrs:
+            v.attrs["_FillValue"] = fill
+    return ds
 
 
 def open_container(
@@ -51,9 +65,7 @@ def open_container(
 
             return h5py.File(path, "r")
         if kind == "zarr":
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated")
-                return xr.open_zarr(path, chunks=None, consolidated=None, mask_and_scale=False)
+            return _open_zarr(path)
         return xr.open_dataset(path, chunks=None, mask_and_scale=False)
 
 # %% ../../nbs/scenes/04_containers.ipynb #c0a70002
@@ -216,20 +228,30 @@ def _texts(v, n: int) -> list | None:
     return [str(x) for x in values] if len(values) == n else None
 
 
+def _wavelengths(u: Variable) -> list | None:
+    "Wavelengths along an axis as texts, e.g. '665 nm'."
+    about = " ".join(str(u.attrs.get(k, "")) for k in ("standard_name", "long_name"))
+    if u.dtype.kind not in "iuf" or "wavelength" not in f"{u.name} {about}".lower():
+        return None
+    x, units = _positions(u), str(u.attrs.get("units", "")).lower()
+    micro = units.startswith(("um", "µm", "μm", "micro")) or not units and x.max() < 100
+    return [f"{1000 * v if micro else v:g} nm" for v in x.tolist()]
+
+
 def _axis_names(v: Variable, layout: str, of: dict) -> list:  # of `Names`
     "What the container calls the bands along an axis: by its coordinate, by others along it, by attributes."
     dim, n = v.dims[layout.index("c")], v.shape[layout.index("c")]
     along = [u for u in of.values() if u.dims == (dim,) and u.name != v.name and dim]
     along.sort(key=lambda u: u.name != dim)
     claims = [
-        Names(_texts(u.read((slice(None),)), n), f'the axis "{u.name}"')
+        Names(_wavelengths(u) or _texts(u.read((slice(None),)), n), f'the axis "{u.name}"')
         for u in along
-        if u.data.dtype.kind in "OSUTiu"
+        if u.data.dtype.kind in "OSUTiuf"
     ]
     claims += [
         Names(t, f'the attribute "{k}"')
         for k, a in v.attrs.items()
-        if k == "long_name" and (t := _texts(a, n))
+        if k in ("long_name", "names") and (t := _texts(a, n))
     ]
     return [c for c in claims if c.names]
 
@@ -241,6 +263,27 @@ def _variable_names(images: list) -> list:  # of `Names`
         said = [v.attrs.get(key) if isinstance(v.attrs.get(key), str) else None for v in images]
         claims += [Names(said, f'the attribute "{key}"')] if any(said) else []
     return claims
+
+
+def _no_variables(path: str) -> str:
+    if container_kind(path) == "zarr":
+        import zarr
+
+        groups = [n for n, _ in zarr.open_group(path, mode="r").groups()]
+        return f"{path} holds no array, but groups {groups[:20]}: give the path of one, as in {path}/GROUP"
+    return f"{path} holds no variable outside of its groups, which are read by another ending: call it (or a link) .h5"
+
+
+_PLACE = re.compile(r"lat(itude)?|lon(gitude)?", re.I)
+
+
+def _may_be_bands(v: Variable) -> bool:
+    "Does an array hold numbers that are neither places nor marks of quality?"
+    name = v.name.rpartition("/")[2]
+    marks = {"flag_values", "flag_masks", "flag_meanings"} & set(v.attrs)
+    return v.data.dtype.kind in "iufbc" and not (
+        marks or _PLACE.fullmatch(name) or is_quality(name)
+    )
 
 
 def find_bands(
@@ -257,7 +300,7 @@ def find_bands(
     counts = {len(sensor), len(bands or sensor.bands)}
     inner = {d for v in of.values() for d in v.dims}  # axes are no images
     looked = (
-        {n: v for n, v in of.items() if v.data.dtype.kind in "iufbc" and n not in inner}
+        {n: v for n, v in of.items() if n not in inner and _may_be_bands(v)}
         if variable is None
         else {variable: of[variable]}
     )
@@ -270,7 +313,9 @@ def find_bands(
         return {b: (flat[i].name, 0, layouts[flat[i].name]) for b, i in at.items()}, facts
     if len(stacked) != 1:
         raise ValueError(
-            f"{path} holds {list(of)[:20]}: no variable is named as a band of {sensor.name!r} and "
+            _no_variables(path)
+            if not of
+            else f"{path} holds {list(of)[:20]}: no variable is named as a band of {sensor.name!r} and "
             f"{[v.name for v in stacked] or 'none'} has a band axis; say which with variable=..."
         )
     (v,) = stacked
@@ -350,11 +395,10 @@ def _check_grids(grid: Affine, said: Affine | None, w: int, h: int, path: str):
 
 def _check_swath(v: Variable, of: dict, path: str):
     "Latitude and longitude of every pixel are no grid."
-    known = re.compile(r"lat(itude)?|lon(gitude)?", re.I)
     plane = [
         u.name
         for u in of.values()
-        if len(u.shape) == 2 and known.fullmatch(u.name.rpartition("/")[2])
+        if len(u.shape) == 2 and _PLACE.fullmatch(u.name.rpartition("/")[2])
     ]
     if plane and set(of[plane[0]].shape) <= set(v.shape) and of[plane[0]].name != v.name:
         raise ValueError(
@@ -454,13 +498,11 @@ def _wraps(v: Variable, x) -> bool:
     return "_Unsigned" in v.attrs and np.asarray(x).dtype.kind in "iu"
 
 
-def _each(value, index: int, default: float) -> float:
-    "An attribute of one number, or of one number a band."
-    return (
-        default
-        if value is None
-        else float(np.ravel(value)[max(index, 1) - 1 if np.size(value) > 1 else 0])
-    )
+def _each(attrs: dict, keys: tuple, index: int, default: float) -> float:
+    "An attribute of one number, or (as in eo_brew's maps) of one number a band."
+    value = next((attrs[k] for k in keys if attrs.get(k) is not None), default)
+    numbers = np.ravel(value)
+    return float(numbers[max(index, 1) - 1 if len(numbers) > 1 else 0])
 
 
 def array_bands(
@@ -486,10 +528,8 @@ def array_bands(
         wkt, source = find_crs(v, of, src.attrs, path)
         grid = _grid(v, word, of, _mapping(v, of), path)
         nodata, missing, limits = _invalid(v)
-        scale, shift = (
-            _each(v.attrs.get("scale_factor"), index, 1.0),
-            _each(v.attrs.get("add_offset"), index, 0.0),
-        )
+        scale = _each(v.attrs, ("scale_factor", "band_scale"), index, 1.0)
+        shift = _each(v.attrs, ("add_offset", "band_offset"), index, 0.0)
         more = dict(
             tags=tags | v.attrs,
             scale=scale,

@@ -243,10 +243,11 @@ def _partly(claims: list, of: dict, facts: dict, n: int, sensor: Sensor, path) -
     "The message for names of which only some are bands of the sensor."
     names = next(c.names for c in claims if any(c.bands(sensor)))
     known = ", ".join(f"{facts[i].value} ({names[i]})" for i in sorted(of))
+    once = [b for b in dict.fromkeys(of.values()) if list(of.values()).count(b) == 1]
     rest = ", ".join(f"band {i + 1} ({names[i] or 'no name'})" for i in range(n) if i not in of)
     return (
         f"path={str(path)!r} has {n} bands; {len(of)} are bands of {sensor.name!r}: {known}; not known: {rest}. "
-        f"Say which ones to read with bands={[of[i] for i in sorted(of)]}, "
+        f"Say which ones to read with bands={once}, "
         "or which is which with bands={name: number}"
     )
 

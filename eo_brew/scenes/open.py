@@ -41,12 +41,14 @@ from .facts import Fact
 from eo_brew.scenes.files import (
     ARRAY_EXT,
     RASTER_EXT,
+    BandFile,
     band_files,
     file_stamp,
     find_mask,
     gdal_env,
     gdal_path,
     group_bands,
+    in_zarr,
     is_folder,
     list_files,
     list_rasters,
@@ -117,8 +119,11 @@ def _raster_files(path) -> list:
         check_folder(path)
         if files := list_rasters(path):
             return files
-        others = [Path(f).name for f in list_files(path) if f.lower().endswith(RASTER_EXT)][:10]
-        left = f"; previews and layers of quality are no scenes: {others}" if others else ""
+        names = [Path(f).name for f in list_files(path)]
+        others = [n for n in names if n.lower().endswith(RASTER_EXT)][:10]
+        archives = [n for n in names if n.lower().endswith(".zip")][:10]
+        left = f"; previews, labels and layers of quality are no scenes: {others}" if others else ""
+        left += f"; of archives give the names, in a list: {archives}" if archives else ""
         raise ValueError(
             f"path={str(path)!r} is a folder without raster files ({', '.join(RASTER_EXT)}){left}"
         )
@@ -165,7 +170,9 @@ def is_array(
     path,  # or a `Scene`, which is none
 ) -> bool:
     "Is it the name of a Zarr, netCDF or HDF5 file?"
-    return not isinstance(path, Scene) and os.fspath(path).rstrip("/").lower().endswith(ARRAY_EXT)
+    if isinstance(path, Scene):
+        return False
+    return os.fspath(path).rstrip("/").lower().endswith(ARRAY_EXT) or in_zarr(path)
 
 
 def _arrays(path, given: dict, bands, variable, layout, allow_missing: bool, others: dict) -> list:
@@ -266,10 +273,23 @@ def _masked(scene: Scene, mask, path) -> Scene:
         raise ValueError(
             f"mask {file} has another CRS than {scene.name}: reproject it (gdalwarp -r near)"
         )
+    b = _on_the_scene(b, scene, file)
     sensor = Sensor("mask", [dict(name="mask", wavelength=None, gsd=None)])
     classes = Scene(os.fspath(file), sensor, (b,), *common_grid([b]), b.crs, resampling="nearest")
     facts = (*scene.facts, Fact("mask", Path(file).name, source))
     return replace(scene, mask=Mask(classes, **rule), facts=facts)
+
+
+def _on_the_scene(b: BandFile, scene: Scene, file) -> BandFile:
+    "A mask that does not say where it lies must have the pixels of the scene."
+    if b.transform != Affine.identity() or scene.transform == Affine.identity():
+        return b
+    if b.shape != scene.shape:
+        raise ValueError(
+            f"mask {file} of {b.shape} pixels does not say where it lies, and {scene.name} has {scene.shape}: place it "
+            "first (gdal_translate -a_srs -a_ullr)"
+        )
+    return replace(b, transform=scene.transform, crs=scene.crs)
 
 
 def class_band(
@@ -311,9 +331,19 @@ def open_scenes(
     if lost:
         warnings.warn(f"{len(lost)} scenes left out: " + "; ".join(lost[:5]))
     if not scenes:
-        raise ValueError(f"path={str(path)!r}: no scene could be opened: {lost[:3]}")
+        raise ValueError(_nothing_opened(path, paths, lost))
     _check_alike(scenes)
     return scenes
+
+
+def _nothing_opened(path, paths: list, lost: list) -> str:
+    if lost:
+        return f"path={str(path)!r}: no scene could be opened: {lost[:3]}"
+    maps = [Path(f).name for p in paths if is_folder(p) for f in list_rasters(p)][:3]
+    return (
+        f"path={str(path)!r} holds {maps or 'no file'}, all made by eo_brew, which are no scenes in a folder; "
+        "to read one, give the file itself"
+    )
 
 
 def _found(path, sensor):

@@ -22,7 +22,8 @@ from .files import file_stamp, read_text, split_zip, zip_names
 # %% ../../nbs/scenes/02_products.ipynb #005a6ce4
 _PRODUCTS = {
     r"MSIL1C|Sentinel-2_L1C|T\d\d[A-Z]{3}_\d{8}T\d{6}_B\w\w\.": "sentinel2_l1c",
-    r"MSIL2A|Sentinel-2_L2A|_B\w\w_\d\dm\.": "sentinel2_l2a",
+    r"HLS\.S30|MSIL2A|Sentinel-2_L2A|_B\w\w_\d\dm\.": "sentinel2_l2a",
+    r"HLS\.L30": "landsat8_sr",
     **{rf"L[COTEM]0{n}_L2": f"landsat{n}_sr" for n in (5, 7, 8, 9)},
     **{rf"L[COTEM]0{n}_L1": f"landsat{n}_toa" for n in (8, 9)},
 }
@@ -155,6 +156,11 @@ def by_name(
         source = 'by "(Raw)" in the name: EO Browser writes reflectance 1 as the largest number'
         return dict(
             offset=Fact("offset", 0.0, source), gain=Fact("gain", 1 / most / sensor.scale, source)
+        )
+    if m := re.search(r"HLS\.[SL]30\.", file):
+        source = f'by "{m[0]}" in the name: reflectance 1 is 10000'
+        return dict(
+            offset=Fact("offset", 0.0, source), gain=Fact("gain", 1e-4 / sensor.scale, source)
         )
     m = re.search(r"_N(\d{4})_", file)
     if m and "MSIL" in file and (offset := _baseline_offset(m[1])) is not None:

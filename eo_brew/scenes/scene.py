@@ -171,7 +171,7 @@ def common_grid(
     "The finest band's grid over the ground that all `bands` share."
     if not all(same_crs(b.crs, bands[0].crs) for b in bands):
         crs = {
-            Path(b.file).name: rasterio.CRS.from_wkt(b.crs).to_string() if b.crs else None
+            Path(b.file).name: rasterio.CRS.from_wkt(b.crs).to_string()[:60] if b.crs else None
             for b in bands
         }
         raise ValueError(
