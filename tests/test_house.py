@@ -98,6 +98,18 @@ def undocumented(f, src):  # names of the arguments of a function that no commen
     return missing
 
 
+def test_pictures_are_told_in_words():
+    "A cell that stores a picture has `#| fig-alt: \"...\"` on one line, which is what the site gives to screen readers."
+    mute = [
+        f"{nb_id(nb)}, cell {i}"
+        for nb in notebooks()
+        for i, c in enumerate(read_nb(nb).cells)
+        if "image/" in str([o.get("data", {}).keys() for o in c.get("outputs", [])])
+        and not re.search(r'^#\| fig-alt: ".{25,}"$', c.source, re.M)
+    ]
+    assert not mute, mute
+
+
 def test_links_between_pages_lead_somewhere():
     "Links of notebooks and guide to notebooks and other files of nbs/ are to files that are there; so is the sidebar."
     made = ("reference/", "project/")  # pages that the site makes
