@@ -4,9 +4,11 @@ Each table holds an attack and what the user sees. A local server counts request
 """
 
 import http.server
+import io
 import json
 import os
 import re
+import resource
 import signal
 import stat
 import subprocess
@@ -449,6 +451,46 @@ def test_features_weights_and_exports_of_nan(tmp_path):
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
+def test_features_made_by_hand(tmp_path):
+    from eo_brew.probes.probes import knn_probe, linear_probe
+
+    x, y = torch.rand(40, 3), torch.arange(40) % 2
+    for odd in (float("nan"), float("inf"), 1e300):
+        bad = x.double()
+        bad[3] = odd
+        for probe in linear_probe, knn_probe:
+            with pytest.raises(
+                ValueError, match="1 of 40 rows of training features hold NaN or inf"
+            ):
+                probe((bad, y), (x, y))
+            with pytest.raises(ValueError, match="1 of 40 rows of test features hold NaN or inf"):
+                probe((x.numpy(), y.numpy()), (bad.numpy(), y.numpy()))
+
+
+def test_grids_that_do_not_match_are_told_when_the_learner_is_made(tmp_path):
+    from eo_brew.data.dataloaders import eo_dataloaders
+    from eo_brew.methods.mssdf import mssdf_learner
+
+    heights = raster(tmp_path / "dsm.tif", 1)
+    with rasterio.open(heights) as src:
+        z, profile = src.read([1]).astype("float32"), src.profile | dict(count=1, dtype="float32")
+    with rasterio.open(heights, "w", **profile) as dst:
+        dst.write(z)
+
+    def learner(size):
+        dsm = dict(path=heights, sensor="dsm", size=size)
+        same = dict(size=32, bs=2, valid_pct=0, modalities=dict(dsm=dsm))
+        dls = eo_dataloaders(raster(tmp_path / "s.tif"), "sentinel2_l1c", **same)
+        tiny = dict(patch_size=8, img_size=32, embed_dim=24, depth=2, num_heads=2)
+        return mssdf_learner(dls, "vit_tiny_patch16_224", modalities=("ms", "dsm"), **tiny)
+
+    assert learner(32)
+    with pytest.raises(ValueError, match=r"patch grids .*ms.*\(4, 4\).*dsm.*\(2, 2\)"):
+        learner(16)
+    with pytest.raises(ValueError, match="do not divide into patches of 8 px"):
+        learner(20)
+
+
 # -- two at once
 
 HOLD = (
@@ -475,6 +517,10 @@ def test_a_second_run_is_refused_and_a_dead_one_is_taken_over(eo, tmp_path):
         said = rf"is being written by process {first.pid} on \S+, for [1-9]\d* s: wait for it"
         with pytest.raises(ValueError, match=said), held(run, resume=True):
             pass
+        scene = raster(tmp_path / "s.tif")
+        for how in ([scene, "--sensor", "sentinel2_l1c"], ["--resume", scene]):
+            code, _, err = eo("pretrain", *how, "--out", run)
+            assert code == 2 and re.search(said, err) and err.count("\n") == 1
     finally:
         first.kill()
         first.wait()
@@ -555,11 +601,15 @@ def test_a_job_folder_is_private(tmp_path):
     assert not Path("owned").exists()
 
 
-LIMIT = (
-    "import resource, signal, sys\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)\n"
-    "from eo_brew.app.cli import main\nsys.exit(main(sys.argv[2:]))"
-)
+def on_a_small_disk(limit, argv, said):
+    "A command whose files cannot become larger than `limit` bytes."
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    torch.set_num_threads(1)
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as err:
+        code = main(argv)
+    said.send(err.getvalue())
+    os._exit(code)
 
 
 @pytest.mark.parametrize("limit", [1_000, 20_000])
@@ -583,9 +633,13 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, limit, what):
             32,
         ],
     }[what]
-    argv = [sys.executable, "-c", LIMIT, str(limit), *map(str, line)]
-    r = subprocess.run(argv, capture_output=True, text=True)
-    assert r.returncode == 2 and r.stderr.splitlines()[-1].startswith("eo_brew: "), r.stderr
+    hear, tell = PROCESSES.Pipe(duplex=False)
+    p = PROCESSES.Process(target=on_a_small_disk, args=(limit, list(map(str, line)), tell))
+    p.start()
+    err = hear.recv()
+    p.join()
+    assert p.exitcode == 2 and err.splitlines()[-1].startswith("eo_brew: "), err
+    assert not (tmp_path / "out" / "hub").exists()
     whole = [p for p in (tmp_path / "out").rglob("*") if p.is_file() and ".parts" not in str(p)]
     assert not whole
 

@@ -2,6 +2,7 @@
 for every mistake.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -93,7 +94,8 @@ def test_info_prints_bands_and_draws(eo, place, tmp_path):
     code, out, err = eo(
         "info", place / "scene.tif", "--sensor", "sentinel2_l1c", "--picture", tmp_path / "i.png"
     )
-    assert code == 0 and not err and "96 x 768 pixels of 10 m, EPSG:32633" in out
+    assert code == 0 and err == f"picture: {tmp_path / 'i.png'}\n"
+    assert "96 x 768 pixels of 10 m, EPSG:32633" in out
     with rasterio.open(place / "scene.tif") as src:
         assert f"{src.read(3).mean():.5g}" in next(
             l for l in out.splitlines() if l.startswith("B04")
@@ -455,3 +457,108 @@ def test_ctrl_c_has_its_code(eo, place, tmp_path, monkeypatch):
     code, _, err = eo("predict", place, place / "scene.tif", "--out", tmp_path / "o.tif")
     signal.signal(signal.SIGINT, before)
     assert code == 130 and err == "eo_brew: stopped\n" and not list(tmp_path.iterdir())
+
+
+def bad_folder(folder):
+    "Four scenes of which one is cut, one has another band less, and a text."
+    folder.mkdir()
+    x = np.random.default_rng(0).integers(1, 3000, (3, 96, 96)).astype("uint16")
+    for name in "a", "b":
+        raster(folder / f"{name}.tif", x, S3.band_names, EO_OFFSET="0")
+    raster(folder / "two.tif", x[:2], S3.band_names[:2], EO_OFFSET="0")
+    (folder / "cut.tif").write_bytes((folder / "a.tif").read_bytes()[:900])
+    (folder / "text.tif").write_text("no picture")
+    return folder
+
+
+def test_info_on_a_folder_lists_every_scene(eo, tmp_path):
+    folder = bad_folder(tmp_path / "scenes")
+    code, out, err = eo(
+        "info", folder, "--sensor", "sentinel2_l1c", "--picture", tmp_path / "i.png"
+    )
+    assert code == 2 and "3 of 5 scenes" in err and err.count("\n") == 2  # and where the picture is
+    rows = {l.split("/")[-1]: l for l in out.splitlines() if l.startswith(("ok", "cannot"))}
+    good = {"a.tif", "b.tif"}
+    assert rows.keys() == good | {"two.tif", "cut.tif", "text.tif"}
+    assert all(l.startswith("ok") == (n in good) for n, l in rows.items())
+    assert "two.tif: has bands B02 B03, most have B02 B03 B04" in out
+    assert (tmp_path / "i.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_skip_leaves_other_bands_out(tmp_path):
+    from eo_brew.scenes.open import open_scenes
+
+    folder = bad_folder(tmp_path / "scenes")
+    with pytest.warns(UserWarning, match="3 scenes left out.*two.tif has bands B02 B03, most have"):
+        found = open_scenes(folder, "sentinel2_l1c", on_error="skip")
+    assert [s.name.split("/")[-1] for s in found] == ["a.tif", "b.tif"]
+    with pytest.raises(ValueError, match="cut.tif"):
+        open_scenes(folder, "sentinel2_l1c")
+
+
+SHORT = (
+    "--sensor sentinel2_l1c --method mssdf --size 32 --patch-size 16 --bs 8 --valid-pct 0 "
+    "--min-valid .1 --stride 32"
+).split()
+
+
+def test_results_are_for_programs_too(eo, place, tmp_path):
+    "One JSON object on the standard output, nothing else; `--quiet` says nothing beside the result."
+    scene = place / "scene.tif"
+    code, out, err = eo("info", scene, "--sensor", "sentinel2_l1c", "--json")
+    assert code == 0 and json.loads(out)["bands"]["B02"]["count"] > 0
+    assert json.loads(eo("info", place / "encoder.safetensors", "--json")[1])["method"] == "deo"
+    code, out, err = eo("pretrain", scene, *SHORT, "--out", tmp_path / "r", "--dry-run", "--json")
+    assert code == 0 and json.loads(out)["images_per_s"] > 0 and "scene" in err, err
+    same = "--data", scene, "--labels", place / "labels.tif", "--layers", 0
+    code, out, err = eo("probe", place, *same, "--out", tmp_path / "p", "--json", "--quiet")
+    assert {r["encoder"] for r in json.loads(out)["rows"]} >= {"random forest", "raw pixels"}
+    assert code == 0 and not err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p"]
+
+
+def test_pipes_get_lines(eo, place, tmp_path):
+    "Hundreds of carriage returns went to the standard output."
+    scene = place / "scene.tif"
+    code, out, err = eo("pretrain", scene, *SHORT, "--steps", 2, "--out", tmp_path / "run")
+    assert code == 0 and out.split()[0] == str(tmp_path / "run" / "encoder.safetensors")
+    assert "\r" not in out + err and "█" not in err and "train_loss" in err
+    code, out, err = eo("predict", place, scene, "--out", tmp_path / "m.tif")
+    assert code == 0 and out.startswith(str(tmp_path / "m.tif")) and "\r" not in out + err
+
+
+def test_verbose_says_where(eo, place, tmp_path):
+    line = "info", place / "two.tif", "--sensor", "sentinel2_l1c", "--bands", "B09"
+    code, _, short = eo(*line)
+    assert code == 2 and short.count("\n") == 1
+    code, _, long = eo(*line, "--verbose")
+    assert code == 2 and "Traceback" in long and long.endswith(short)
+
+
+def test_polygons_of_a_named_column(eo, place, tmp_path):
+    "`--column` of `predict --labels` and of `probe`."
+    kinds = []
+    for i in range(48):
+        x, y = 3e5 + 160 * i, 5e6
+        ring = [[x, y], [x + 160, y], [x + 160, y - 960], [x, y - 960], [x, y]]
+        about = dict(name=f"field {i}", crop="abc"[i % 3])
+        shape = dict(type="Polygon", coordinates=[ring])
+        kinds.append(dict(type="Feature", properties=about, geometry=shape))
+    crs = dict(type="name", properties=dict(name="urn:ogc:def:crs:EPSG::32633"))
+    fields = tmp_path / "fields.geojson"
+    fields.write_text(json.dumps(dict(type="FeatureCollection", features=kinds, crs=crs)))
+    same = "--labels", fields, "--layers", 0, "--column"
+    code, _, err = eo(
+        "predict", place, place / "scene.tif", "--out", tmp_path / "m.tif", *same, "crop"
+    )
+    assert code == 0, err
+    with rasterio.open(tmp_path / "m.tif") as src:
+        assert src.tags(1) == {"class_0": "a", "class_1": "b", "class_2": "c"}
+    code, out, err = eo(
+        "probe", place, "--data", place / "scene.tif", "--out", tmp_path / "p", *same, "crop"
+    )
+    assert code == 0 and "| random forest |" in out, err
+    code, _, err = eo(
+        "predict", place, place / "scene.tif", "--out", tmp_path / "n.tif", *same, "krop"
+    )
+    assert code == 2 and "krop" in err

@@ -10,6 +10,7 @@ import difflib
 import inspect
 import signal
 import sys
+import traceback
 import warnings
 from contextlib import nullcontext
 
@@ -99,12 +100,15 @@ def main(
     warnings.filterwarnings(
         "ignore", ".*torch.jit.script", FutureWarning
     )  # fastai's and timm's business
+    values = None
     try:
         values = read_arguments(argv[0], function, argv[1:])
         if values is not None:
             with allow_outside() if values.get("allow_outside") else nullcontext():
                 function(**_grouped(function, values))
     except (ValueError, OSError) as e:
+        if values and values.get("verbose"):
+            traceback.print_exc()
         return complain(e, options=options)
     except KeyboardInterrupt:
         return complain("stopped", 130)

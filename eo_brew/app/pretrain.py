@@ -16,7 +16,7 @@ import torch
 from fastai.torch_core import rank_distrib, set_seed
 
 from .demo import StopAfter, new_folder
-from ..core.files import check_new, one_writer
+from ..core.files import check_new, no_empty_folder, one_writer
 from ..core.sensors import get_sensor, list_sensors
 from ..data.dataloaders import eo_dataloaders
 from ..methods.registry import get_method
@@ -54,14 +54,13 @@ def summary(
 RUN_FILES = ("encoder.safetensors", "log.csv", "config.yaml", "run.json")
 
 
-def _ready(out, resume):
-    "The folder of a run that may start in it."
-    if not resume:
-        new_folder(out)
-        remedy = "it belongs to something else, give another folder with --out"
-        check_new(*(out / f for f in RUN_FILES), remedy=remedy)
-    elif not out.is_dir():
+def _folder(out, resume):
+    "The folder, made if need be."
+    if out.is_file():
+        raise ValueError(f"out={str(out)!r} is a file: give a folder to write into")
+    if resume and not out.is_dir():
         raise ValueError(f"there is no run in {out}: check --out, or start one without --resume")
+    out.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -70,23 +69,23 @@ def held(
     resume: bool,  # a run is in it already
 ):
     "Be the only one who writes there, and leave no empty folder behind."
-    made = not out.exists()
     if rank_distrib():  # of several processes the first one writes
         yield
         return
-    _ready(out, resume)
-    try:
+    with no_empty_folder(out):
+        _folder(out, resume)
         with one_writer(out):
+            if not resume:
+                new_folder(out)
+                remedy = "it belongs to something else, give another folder with --out"
+                check_new(*(out / f for f in RUN_FILES), remedy=remedy)
             yield
-    finally:
-        if made and out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
 
 # %% ../../nbs/app/01_pretrain.ipynb #67721fb1
 _WORDS = dict(checkpoint="vfm_checkpoint", num_workers="workers")
 _CONFIG = (
     "scenes sensor bands method preset dsm arch vfm vfm_checkpoint epochs steps size patch_size views bs lr seed "
-    "workers on_error stride n valid_pct offset gain nodata crs mask gsd "
+    "workers on_error stride n valid_pct block min_valid allow_missing offset gain nodata crs mask gsd "
     "variable layout"
 ).split()
 

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/app/03_train_commands.ipynb #8c918a6e
+import os
 import signal
 import sys
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from .arguments import existing, known_sensor, method_names, one_of
-from ..core.files import check_new
+from .output import say, speaking
+from ..core.files import check_new, one_writer
 
 # %% ../../nbs/app/03_train_commands.ipynb #6cb2259f
 def run_demo(
@@ -29,7 +31,8 @@ def run_demo(
     check_new(*(Path(out) / f for f in files), remedy=remedy)
     from eo_brew.app.demo import demo
 
-    result = demo(out, steps=steps, seed=seed, method=method)
+    with speaking():
+        result = demo(out, steps=steps, seed=seed, method=method)
     print(
         f"\n{result}\n\n{result.folder}/ ({result.seconds:.0f} s)\n"
         "  tokens.png            the scene, and its tokens before and after: look at this first\n"
@@ -56,6 +59,20 @@ def _stopping_politely():
         if not isinstance(sys.exc_info()[1], SystemExit):  # a signal that is repeated is the same
             for s, handler in old.items():
                 signal.signal(s, handler)
+
+
+def _check_folder(out):
+    "Raise a ValueError for a folder that another run, or something else, is in."
+    if not out.is_dir() or int(os.environ.get("RANK", 0)):
+        return
+    with one_writer(out):
+        if any(out.glob("checkpoints/step-*.ckpt")) and not (out / "encoder.safetensors").exists():
+            raise ValueError(
+                f"{out} holds an interrupted run: add --resume, or give another folder with --out"
+            )
+        files = ("encoder.safetensors", "log.csv", "config.yaml", "run.json")
+        remedy = "it belongs to something else, give another folder with --out"
+        check_new(*(out / f for f in files), remedy=remedy)
 
 
 def _check_pretrain(scenes, out, sensor, method, dsm, vfm_checkpoint, resume):
@@ -102,6 +119,9 @@ def run_pretrain(
     stride: int = None,  # pixels between windows; below --size they overlap (default: --size)
     n: int = None,  # number of random windows instead of regular ones
     valid_pct: float = None,  # share of the ground for validation (default: .1)
+    block: float = None,  # side of the blocks of ground that are kept apart, in units of the CRS
+    min_valid: float = None,  # least share of valid pixels in a window (default: .5)
+    allow_missing: bool = False,  # scenes may lack bands or partners
     bs: int = 64,  # windows a batch
     lr: float = None,  # peak learning rate (default: by the method's rule for the batch)
     workers: int = 0,  # processes that read scenes; 0: read between the steps
@@ -114,15 +134,19 @@ def run_pretrain(
         str
     ] = None,  # with --resume: go on although these have changed, e.g. scenes offset
     dry_run: bool = False,  # measure a few steps: images/s, memory, largest batch, time of all epochs; writes nothing
+    quiet: bool = False,  # the result alone
+    verbose: bool = False,  # warnings and errors with their place in the program
+    json: bool = False,  # the result as one JSON object
     **reading,
 ):
     "Pretrain an encoder on your own scenes."
     if not _check_pretrain(scenes, out, sensor, method, dsm, vfm_checkpoint, resume):
         return
-    data = (
-        dict(num_workers=workers, on_error=on_error, stride=stride, n=n, valid_pct=valid_pct)
-        | reading
-    )
+    if not (resume or dry_run):
+        _check_folder(Path(out))
+    data = dict(stride=stride, n=n, valid_pct=valid_pct, block=block, min_valid=min_valid)
+    data |= dict(num_workers=workers, on_error=on_error) | reading
+    data |= dict(allow_missing=True) if allow_missing else {}
     data = {k: v for k, v in data.items() if v is not None}
     more = {k: v for k, v in dict(patch_size=patch_size, lr=lr).items() if v is not None}
     names = (
@@ -130,13 +154,11 @@ def run_pretrain(
     ).split()
     given = {k: v for k, v in locals().items() if k in names}
     given |= dict(checkpoint=vfm_checkpoint, data=data, allow_change=tuple(allow_change or ()))
-    with _stopping_politely():
+    with _stopping_politely(), speaking(quiet, verbose, json):
         from eo_brew.app.pretrain import pretrain
 
         done = pretrain(scenes, out, **given, **more)
-    if dry_run:
-        print(done)
-    else:
-        print(
-            f"\n{done}\nload it: from eo_brew.weights.save import load_encoder; encoder = load_encoder('{done}')"
-        )
+        if dry_run:
+            return say(done, done.to_dict())
+        load = "from eo_brew.weights.save import load_encoder; encoder = load_encoder"
+        say(f"\n{done}\nload it: {load}('{done}')", dict(encoder=done))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from .arguments import existing, existing_encoder, known_sensor, one_of
-from ..core.files import check_made_here, check_new
+from .output import say, speaking
+from ..core.files import atomic_write, check_made_here, check_new, no_empty_folder
 
 # %% ../../nbs/app/04_use_commands.ipynb #0362c459
 def check_outputs(
@@ -31,12 +32,46 @@ def check_outputs(
             raise ValueError(f"{Path(f).parent} is a file: choose another place")
 
 # %% ../../nbs/app/04_use_commands.ipynb #5a326be6
+def _describe(path, sensor, bands, reading):
+    "One scene, or a survey of a folder of several."
+    from eo_brew.scenes.describe import describe_raster
+    from eo_brew.scenes.open import scene_paths
+    from eo_brew.scenes.survey import survey_scenes
+
+    several = Path(path).is_dir() and len(scene_paths(path, sensor)) > 1
+    return (survey_scenes if several else describe_raster)(path, sensor, bands, **reading)
+
+
+def _check_picture(picture, overwrite):
+    "What can be told of a picture before there is one."
+    check_new(picture, overwrite=overwrite)
+    if Path(picture).suffix not in (".png", ".jpg", ".jpeg", ".pdf", ".svg"):
+        raise ValueError(
+            f"--picture {picture}: wanted a name that ends in .png, .jpg, .pdf or .svg"
+        )
+    if not Path(picture).absolute().parent.is_dir():
+        raise ValueError(f"--picture {picture}: the folder does not exist, make it first")
+
+
+def _draw(found, picture):
+    "The picture of one scene, of the first that can be used where there are several."
+    import matplotlib.pyplot as plt
+
+    with atomic_write(picture) as aside:
+        found.plot().savefig(aside, dpi=90)
+    plt.close()
+    print(f"picture: {picture}")
+
+
 def run_info(
     path: str,  # raster, folder of scenes, or encoder.safetensors
     sensor: str = None,  # name of the sensor (default: told by the file names)
     bands: list[str] = None,  # bands to look at (default: all there are)
     picture: str = None,  # picture to write
     overwrite: bool = False,  # replace a picture that exists
+    quiet: bool = False,  # the result alone
+    verbose: bool = False,  # warnings and errors with their place in the program
+    json: bool = False,  # the result as one JSON object
     **reading,
 ):
     "What is in a scene, a folder of scenes or an encoder."
@@ -45,18 +80,22 @@ def run_info(
     if file.suffix == ".safetensors" and file.exists():
         from eo_brew.weights.header import encoder_info, model_card
 
-        return print(model_card(encoder_info(file)).split("---\n", 2)[-1])
+        about = encoder_info(file)
+        with speaking(quiet, verbose, json):
+            return say(model_card(about).split("---\n", 2)[-1], about)
     if sensor is not None:
         known_sensor(sensor)
     if picture:
-        check_new(picture, overwrite=overwrite)
-    from eo_brew.scenes.describe import describe_raster
-
-    found = describe_raster(path, sensor, bands, **reading)
-    print(found)
-    if picture:
-        found.plot().savefig(picture, dpi=90)
-        print(f"\npicture: {picture}")
+        _check_picture(picture, overwrite)
+    with speaking(quiet, verbose, json):
+        found = _describe(path, sensor, bands, reading)
+        say(found, found.to_dict())
+        if picture:
+            _draw(found, picture)
+    if bad := getattr(found, "faulty", ()):
+        raise ValueError(
+            f"{len(bad)} of {len(found.rows)} scenes in {path} cannot be used, see above"
+        )
 
 # %% ../../nbs/app/04_use_commands.ipynb #9905c883
 def load_for(
@@ -75,7 +114,7 @@ def load_for(
     return encoder, modality, tuple(layers or ()) or None
 
 
-def _class_model(encoder, modality, layers, scene, labels):
+def _class_model(encoder, modality, layers, scene, labels, column=None):
     "A probe of the encoder fitted on labels, the names of its classes, and its scores."
     from eo_brew.maps.models import ProbeMap
     from eo_brew.methods.deo import distill_layers
@@ -83,9 +122,9 @@ def _class_model(encoder, modality, layers, scene, labels):
     from eo_brew.scenes.open import open_raster
 
     layers = layers or distill_layers(encoder)
-    r = scene_classifier(encoder, open_raster(scene), labels, layers, modality)
+    r = scene_classifier(encoder, open_raster(scene), labels, layers, modality, column=column)
     if r.n_test:
-        print(f"probe on the test columns: macro-F1 {r.macro_f1:.3f}, accuracy {r.accuracy:.3f}")
+        say(f"probe on the test columns: macro-F1 {r.macro_f1:.3f}, accuracy {r.accuracy:.3f}")
     return ProbeMap(encoder, r.model, len(r.classes), modality, layers), r.classes
 
 # %% ../../nbs/app/04_use_commands.ipynb #7dbe976f
@@ -105,6 +144,25 @@ def _check_predict(encoder, scene, out, labels, dtype, overwrite):
     check_outputs([out], [encoder, scene, labels], overwrite)
 
 
+def _predict(encoder, scene, out, labels, modality, layers, pca, size, reading, column, options):
+    "The map; `options` are those of `predict_raster`."
+    from eo_brew.maps.predict import open_for, predict_raster
+    from eo_brew.maps.models import fit_scene
+
+    encoder, modality, layers = load_for(encoder, modality, layers)
+    scene, model = open_for(scene, encoder, modality, **reading), encoder
+    if labels:
+        fit_scene(scene, encoder.sensors[modality] or scene.sensor)
+        model, names = _class_model(encoder, modality, layers, scene, labels, column)
+        options |= dict(kind="classes", names=names)
+        del options["dtype"]
+    else:
+        options |= dict(layers=layers, pca=pca or None)
+    whole = (n // encoder.patch_size * encoder.patch_size for n in scene.shape)
+    size = size or min(encoder.trunk.patch_embed.img_size[0], *whole)
+    return predict_raster(model, scene, out, modality, size=size, **options)
+
+
 def run_predict(
     encoder: str,  # encoder.safetensors, the folder that holds it, or hf-hub:USER/NAME
     scene: str,  # raster, or folder with one file a band
@@ -116,6 +174,7 @@ def run_predict(
         "float32", "float16", "int16", "int8"
     ] = "int16",  # of the map; integers have a scale
     size: int = None,  # pixels of a window (default: what the encoder was trained on)
+    column: str = None,  # of --labels in polygons: which holds the class (default: told by its name)
     overlap: int = None,  # pixels that windows share (default: a quarter of the window)
     bs: int = 8,  # windows at a time
     overwrite: bool = False,  # replace a map that exists
@@ -125,22 +184,12 @@ def run_predict(
 ):
     "Make a map of a whole scene: tokens, or classes when labels are given."
     _check_predict(encoder, scene, out, labels, dtype, overwrite)
-    from eo_brew.maps.predict import open_for, predict_raster
-    from eo_brew.maps.models import fit_scene
-
-    encoder, modality, layers = load_for(encoder, modality, layers)
-    scene, model = open_for(scene, encoder, modality, **reading), encoder
-    options = dict(layers=layers, pca=pca or None, dtype=dtype)
-    if labels:
-        fit_scene(scene, encoder.sensors[modality] or scene.sensor)
-        model, names = _class_model(encoder, modality, layers, scene, labels)
-        options = dict(kind="classes", names=names)
-    whole = (n // encoder.patch_size * encoder.patch_size for n in scene.shape)
-    size = size or min(encoder.trunk.patch_embed.img_size[0], *whole)
+    options = dict(dtype=dtype, bs=bs, overwrite=overwrite)
     options |= {} if overlap is None else dict(overlap=overlap)
-    file = predict_raster(
-        model, scene, out, modality, size=size, bs=bs, overwrite=overwrite, **options
-    )
+    with speaking():
+        file = _predict(
+            encoder, scene, out, labels, modality, layers, pca, size, reading, column, options
+        )
     megabytes = sum(f.stat().st_size for f in (file.rglob("*") if file.is_dir() else [file])) / 1e6
     print(f"{file}  ({megabytes:.1f} MB; opens in QGIS, or rasterio.open)")
 
@@ -172,21 +221,26 @@ def run_export(
     files = _export_files(out, push)
     existing_encoder(encoder)
     check_outputs(files, [encoder, Path(encoder) / "encoder.safetensors"], overwrite)
+    encoder, modality, layers = load_for(encoder, modality, layers)
+    with speaking(), no_empty_folder(Path(out)):
+        _export(encoder, Path(out), modality, layers, size, push)
+
+
+def _export(encoder, out, modality, layers, size, push):
+    "Write it, and say what there is now."
     from eo_brew.weights.export import export_onnx, save_folder
     from eo_brew.weights.export import push as upload
 
-    out = Path(out)
-    encoder, modality, layers = load_for(encoder, modality, layers)
     about = {k: v for k, v in encoder.metadata.items() if k not in ("eo_brew", "config", "timm")}
     if out.suffix == ".onnx":
         worst = export_onnx(encoder, out, modality, layers or (), size and tuple(size))
-        print(f"{out}  ({out.stat().st_size / 1e6:.1f} MB)")
-        print(f"largest difference of onnxruntime from torch: {worst:.1e} of the largest feature")
+        say(f"{out}  ({out.stat().st_size / 1e6:.1f} MB)")
+        say(f"largest difference of onnxruntime from torch: {worst:.1e} of the largest feature")
     elif push:
-        print(upload(encoder, push, out, **about))
+        say(upload(encoder, push, out, **about))
     else:
         folder = save_folder(encoder, out, **about)
-        print(f"{folder}/  load it: from eo_brew.weights.export import from_pretrained")
+        say(f"{folder}/  load it: from eo_brew.weights.export import from_pretrained")
 
 # %% ../../nbs/app/04_use_commands.ipynb #09322a9b
 def _named(files):
@@ -217,11 +271,14 @@ def _write_table(table, out):
 
     out.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join(table.markdown(m) for m in ("pixel_macro_f1", "pixel_accuracy"))
-    table.csv(out / "table.csv")
-    (out / "table.md").write_text(text + "\n")
-    plot_table(table, "pixel_macro_f1").figure.savefig(out / "table.png", dpi=90)
+    with atomic_write(out / "table.csv") as aside:
+        table.csv(aside)
+    with atomic_write(out / "table.md") as aside:
+        aside.write_text(text + "\n")
+    with atomic_write(out / "table.png") as aside:
+        plot_table(table, "pixel_macro_f1").figure.savefig(aside, dpi=90)
     plt.close()
-    print(f"\n{text}\n\n{out}/  table.csv, table.md, table.png")
+    say(f"\n{text}\n\n{out}/  table.csv, table.md, table.png", dict(rows=list(table)))
 
 # %% ../../nbs/app/04_use_commands.ipynb #a2b48e51
 def _check_probe(encoders, data, labels, out, overwrite):
@@ -238,27 +295,12 @@ def _check_probe(encoders, data, labels, out, overwrite):
     )
 
 
-def run_probe(
-    encoders: list[str],  # encoder.safetensors, or the folder that holds it
-    out: str = "eo_brew_probe",  # folder to write
-    tasks: list[str] = [
-        "linear"
-    ],  # linear, knn, or a linear probe with 1%, 5% or 10% of the labels
-    rgb: str = None,  # timm model beside them, on red, green and blue alone; efficientnet_lite2: the demo's teacher
-    rgb_checkpoint: str = None,  # local weights of --rgb, where no hub can be reached
-    seeds: int = 1,  # draws of the windows held out to choose the probe, and of the labels
-    modality: str = None,  # which embedding of the encoders (default: the first)
-    layers: list[
-        int
-    ] = None,  # layers to join (default: one at two thirds of the depth and the last)
-    overwrite: bool = False,  # replace a table that exists
-    *,
-    data: str,  # scene: raster, or folder with one file a band; at least 768 px wide
-    labels: str,  # raster of classes on the grid of the scene, 255 = unlabelled
-    **reading,
+def _probe(
+    encoders, data, labels, column, tasks, rgb, rgb_checkpoint, seeds, modality, layers, reading
 ):
-    "How good are frozen encoders, beside a random one, raw pixels and a random forest?"
-    _check_probe(encoders, data, labels, out, overwrite)
+    "The table."
+    import numpy as np
+    from eo_brew.data.labels import read_labels
     from eo_brew.maps.predict import open_for
     from eo_brew.maps.models import check_units
     from eo_brew.methods.deo import distill_layers
@@ -278,5 +320,48 @@ def run_probe(
     rows = {n: row(e) for n, e in named.items()} | {"random encoder": row(random_copy(first))}
     if rgb:
         rows[f"{rgb} on RGB"] = _on_rgb(rgb, rgb_checkpoint, scene.sensor)
-    table = scene_table(open_raster(scene), labels, rows, seeds=range(seeds), tasks=tasks)
-    _write_table(table, Path(out))
+    if column:
+        labels = np.asarray(read_labels(labels, open_raster(scene), None, column)[0])
+    return scene_table(open_raster(scene), labels, rows, seeds=range(seeds), tasks=tasks)
+
+
+def run_probe(
+    encoders: list[str],  # encoder.safetensors, or the folder that holds it
+    out: str = "eo_brew_probe",  # folder to write
+    tasks: list[str] = [
+        "linear"
+    ],  # linear, knn, or a linear probe with 1%, 5% or 10% of the labels
+    rgb: str = None,  # timm model beside them, on red, green and blue alone; efficientnet_lite2: the demo's teacher
+    rgb_checkpoint: str = None,  # local weights of --rgb, where no hub can be reached
+    seeds: int = 1,  # draws of the windows held out to choose the probe, and of the labels
+    modality: str = None,  # which embedding of the encoders (default: the first)
+    layers: list[
+        int
+    ] = None,  # layers to join (default: one at two thirds of the depth and the last)
+    column: str = None,  # of --labels in polygons: which holds the class (default: told by its name)
+    overwrite: bool = False,  # replace a table that exists
+    quiet: bool = False,  # the result alone
+    verbose: bool = False,  # warnings and errors with their place in the program
+    json: bool = False,  # the result as one JSON object
+    *,
+    data: str,  # scene: raster, or folder with one file a band; at least 768 px wide
+    labels: str,  # raster of classes on the grid of the scene, 255 = unlabelled
+    **reading,
+):
+    "How good are frozen encoders, beside a random one, raw pixels and a random forest?"
+    _check_probe(encoders, data, labels, out, overwrite)
+    with speaking(quiet, verbose, json), no_empty_folder(Path(out)):
+        table = _probe(
+            encoders,
+            data,
+            labels,
+            column,
+            tasks,
+            rgb,
+            rgb_checkpoint,
+            seeds,
+            modality,
+            layers,
+            reading,
+        )
+        _write_table(table, Path(out))

@@ -114,6 +114,19 @@ def check_new(
         more = f" and {len(there) - 3} more" if len(there) > 3 else ""
         raise ValueError(f"{', '.join(there[:3])}{more} exists: {remedy}")
 
+
+@contextmanager
+def no_empty_folder(
+    folder: Path,  # that may be made inside
+):
+    "Leave no empty folder behind where there was none before."
+    there = folder.exists()
+    try:
+        yield
+    finally:
+        if not there and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
 # %% ../../nbs/core/03_files.ipynb #32cf3188
 _SIGNED = (".tif", ".tiff", ".zarr", ".safetensors", ".onnx", ".md")
 

@@ -152,6 +152,13 @@ def _views(dls, views, wanted):
     return [ViewsCallback(views, dls.sensors[source], source)]
 
 
+def _check_grids(dls, names, patch):
+    "Modalities that are masked and fused place by place need one patch grid: told before the first step."
+    if getattr(dls.train_ds, "others", None):
+        sample = dls.train_ds[0][0]
+        patch_grid({m: torch.as_tensor(sample[m])[None] for m in names if m in sample}, patch)
+
+
 def _whole(batch, generator=None):
     return [batch]
 
@@ -250,6 +257,8 @@ def _callbacks(dls, encoder, views, vfm, masks):
     "Views, masks and targets."
     names = tuple(encoder.modalities)
     cut = _views(dls, views, names + (("rgb",) if vfm else ()))
+    if views is None:
+        _check_grids(dls, names, encoder.patch_size)
     q = masks.q if len(names) > 1 else None
     own = [*cut, MaskCallback(names, masks.masking, masks.ratio, q)]
     own += [TeacherTokens(), CollapseMonitor("cls")]

@@ -28,12 +28,14 @@ def _rows(data, who, ignore=255):
         raise ValueError(
             f"{who} features have no labelled row (all {ignore}): check that the label raster covers the scene."
         )
-    if not torch.isfinite(f.x).all():
+    x = f.x.float()
+    if bad := int((~torch.isfinite(x)).any(1).sum()):
         raise ValueError(
-            f"{who} features hold NaN or infinity: the input has unmasked nodata or the encoder has diverged."
+            f"{bad} of {len(x)} rows of {who} features hold NaN or infinity: "
+            "the input has unmasked nodata or the encoder has diverged."
         )
     g = torch.arange(len(f)) if f.group is None else f.group
-    return f.x.float().numpy(), f.y.long().numpy() if f.y.ndim == 1 else f.y.numpy(), g.numpy()
+    return x.numpy(), f.y.long().numpy() if f.y.ndim == 1 else f.y.numpy(), g.numpy()
 
 
 def _names(classes, ytr, yte):

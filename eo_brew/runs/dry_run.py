@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +134,10 @@ class DryRun:
     @property
     def seconds(self) -> float:  # of the planned epochs; of one, if none were
         return self.steps * self.batch / self.images_per_s * (self.epochs or 1)
+
+    def to_dict(self) -> dict:
+        "Plain numbers, for JSON."
+        return asdict(self) | dict(seconds=self.seconds)
 
     def __str__(self):
         n = self.epochs or 1
