@@ -709,6 +709,21 @@ def test_wavelengths_name_bands(tmp_path):
     assert first(cube, "sentinel2_l2a", bands=["B04", "B02"], offset=0) == [3, 1]
 
 
+def test_lists_of_names_in_attributes_and_tags(tmp_path):
+    x = flat(1, 2, n=8)
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "attribute.h5", "w") as f:
+        f.create_dataset("r", data=x).attrs["band_names"] = ["B03", "B02"]
+    with h5py.File(tmp_path / "beside.h5", "w") as f:
+        f["r"], f["bands"] = x, np.array(["B03", "B02"], "S3")
+    da = xr.DataArray(x, dims=("band", "y", "x"), name="r", attrs=dict(band_names="B03, B02"))
+    da.to_dataset().to_netcdf(tmp_path / "text.nc")
+    with rasterio.open(tif(tmp_path / "tag.tif", x), "r+") as dst:
+        dst.update_tags(band_names='["B03", "B02"]')
+    for n in ("attribute.h5", "beside.h5", "text.nc", "tag.tif"):
+        assert first(tmp_path / n, "sentinel2_l2a", bands=["B02", "B03"], offset=0) == [2, 1], n
+
+
 def test_two_files_of_one_band(tmp_path):
     for n, v in (("T_B02.tif", 1), ("T_b2.tif", 2)):
         tif(tmp_path / n, flat(v))

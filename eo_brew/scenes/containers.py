@@ -18,7 +18,7 @@ from affine import Affine
 
 from ..core.names import is_quality
 from ..core.sensors import Sensor
-from .facts import Names, which_bands
+from .facts import NAMES, Names, listed_names, which_bands
 from .files import BandFile, file_stamp, in_zarr, named_errors
 from .scene import bounds, same_crs
 
@@ -238,10 +238,17 @@ def _wavelengths(u: Variable) -> list | None:
     return [f"{1000 * v if micro else v:g} nm" for v in x.tolist()]
 
 
+def _runs_along(u: Variable, dim: str, n: int) -> bool:
+    "Does a variable say something for each band? Without names of axes, texts of bands do."
+    if dim:
+        return u.dims == (dim,)
+    return u.shape == (n,) and u.data.dtype.kind in "OSUT" and NAMES.search(u.name) is not None
+
+
 def _axis_names(v: Variable, layout: str, of: dict) -> list:  # of `Names`
     "What the container calls the bands along an axis: by its coordinate, by others along it, by attributes."
     dim, n = v.dims[layout.index("c")], v.shape[layout.index("c")]
-    along = [u for u in of.values() if u.dims == (dim,) and u.name != v.name and dim]
+    along = [u for u in of.values() if u.name != v.name and _runs_along(u, dim, n)]
     along.sort(key=lambda u: u.name != dim)
     claims = [
         Names(_wavelengths(u) or _texts(u.read((slice(None),)), n), f'the axis "{u.name}"')
@@ -251,7 +258,7 @@ def _axis_names(v: Variable, layout: str, of: dict) -> list:  # of `Names`
     claims += [
         Names(t, f'the attribute "{k}"')
         for k, a in v.attrs.items()
-        if k in ("long_name", "names") and (t := _texts(a, n))
+        if NAMES.search(k) and n > 1 and (t := listed_names(a, n))
     ]
     return [c for c in claims if c.names]
 

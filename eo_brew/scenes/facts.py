@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/scenes/00_facts.ipynb #fac70004
 import math
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -131,6 +132,25 @@ class Names:
         return Fact("band", band, f'from {self.source} "{self.names[i]}"', band)
 
 # %% ../../nbs/scenes/00_facts.ipynb #fac70014
+NAMES = re.compile(r"name|band|channel", re.I)  # in the key of an attribute that lists bands
+
+
+def listed_names(
+    value,  # of an attribute: a list of texts, or 'B04, B03'
+    n: int,  # bands
+) -> list | None:  # texts; None: no list of so many names
+    "The names of `n` bands in an attribute or a tag."
+    if isinstance(value, str):
+        parts = re.split(r"[,;\[\]()\"']+" if re.search("[,;]", value) else r"\s+", value)
+        value = [p for p in parts if p.strip()]
+    if isinstance(value, (str, bytes)) or np.ndim(value) != 1 or len(value) != n:
+        return None
+    texts = [v.decode(errors="replace") if isinstance(v, bytes) else v for v in value]
+    texts = [v.strip() for v in texts if isinstance(v, str)]
+    words = [t for t in texts if re.search(r"[^\W\d_]", t)]  # numbers are no names
+    return words if len(words) == n else None
+
+
 def named_bands(
     claims: list,  # `Names`, the most trusted first
     sensor: Sensor,  # whose bands they may be

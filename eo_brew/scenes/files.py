@@ -23,7 +23,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from ..core.names import is_quality
 from ..core.sensors import Sensor
-from .facts import Names
+from .facts import NAMES, Names, listed_names
 
 # %% ../../nbs/scenes/01_files.ipynb #4d4ea089
 RASTER_EXT = (".jp2", ".tif", ".tiff", ".img", ".vrt", ".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -501,6 +501,13 @@ def _headers(path: str, stamp) -> list:
             return _bands(src, path, stamp)
 
 
+def _file_tags(bands: list) -> list:  # of `Names`
+    "Lists of names in the tags of a file."
+    tags = bands[0].tags if bands and len(bands) > 1 else {}
+    listed = {k: listed_names(v, len(bands)) for k, v in tags.items() if NAMES.search(k)}
+    return [Names(t, f'the tag "{k}"') for k, t in listed.items() if t]
+
+
 def said_names(
     bands: list,  # `BandFile`s of one file, in its order
 ) -> list:  # of `Names`, the most trusted first
@@ -513,6 +520,7 @@ def said_names(
     claims = [
         Names([b.description or None for b in bands], "the description"),
         Names([b.said for b in bands], "the tag"),
+        *_file_tags(bands),
         Names(colours, "the colour", weak=usual),
     ]
     return [c for c in claims if any(c.names)]
