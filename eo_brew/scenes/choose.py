@@ -202,10 +202,15 @@ def _by_tags(b, band: str, sensor: Sensor) -> dict:
     return said
 
 
+@lru_cache
+def _one(dtype: str) -> float:
+    "The gain by which the largest integer becomes 1; floats are what they are."
+    return 1 / np.iinfo(dtype).max if np.dtype(dtype).kind in "iu" else 1.0
+
+
 def _by_sensor(b, band: str, sensor: Sensor) -> dict:
     "Offset and gain by default."
-    whole = np.dtype(b.dtype).kind in "iu"
-    gain = sensor.gain if sensor.gain is not None else 1 / np.iinfo(b.dtype).max if whole else 1.0
+    gain = _one(b.dtype) if sensor.gain is None else sensor.gain
     how = f"by default of {sensor.name}"
     offset = (
         {}

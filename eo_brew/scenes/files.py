@@ -20,6 +20,7 @@ from pathlib import Path
 import rasterio
 from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader
 
 from ..core.names import is_quality
 from ..core.sensors import Sensor
@@ -496,7 +497,8 @@ def band_files(
 def _headers(path: str, stamp) -> list:
     with named_errors(path), gdal_env(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as src:
+        opened = DatasetReader if stamp else rasterio.open  # a local file needs no credentials
+        with opened(path) as src:
             _check_place(src, path)
             return _bands(src, path, stamp)
 

@@ -124,6 +124,8 @@ def _raster_files(path) -> list:
         others = [n for n in names if n.lower().endswith(RASTER_EXT)][:10]
         archives = [n for n in names if n.lower().endswith(".zip")][:10]
         left = f"; previews, labels and layers of quality are no scenes: {others}" if others else ""
+        unknown = [n for n in names if n not in others + archives][:5]
+        left += f"; if one of {unknown} is a raster, give its own path" if unknown else ""
         left += f"; of archives give the names, in a list: {archives}" if archives else ""
         raise ValueError(
             f"path={str(path)!r} is a folder without raster files ({', '.join(RASTER_EXT)}){left}"
