@@ -442,6 +442,19 @@ def test_looking_leaves_nothing_that_is_a_scene(tmp_path, monkeypatch):
     assert (tmp_path / "look.png").exists() and len(open_scenes(".", "rgb")) == 1
 
 
+def test_options_of_the_command_line(tmp_path, capsys):
+    h5py = pytest.importorskip("h5py")
+    x = np.random.default_rng(0).integers(0, 99, (3, 9, 3)).astype("uint8")
+    with h5py.File(tmp_path / "i.h5", "w") as f:
+        f["i"], f["j"] = x, x
+    given = ["info", str(tmp_path / "i.h5"), "--sensor", "rgb", "--variable", "i"]
+    assert main(given) and "could be cyx or yxc" in capsys.readouterr().err
+    assert not main([*given, "--layout", "yxc", "--nodata", "none"])
+    assert "3 x 9 pixels" in (said := capsys.readouterr().out) and "nodata none" in said
+    assert main([*given, "--layout", "yxc", "--nodata", "some"])
+    assert "--nodata: invalid number_or_none value: 'some'" in capsys.readouterr().err
+
+
 def test_a_folder_of_maps_only(tmp_path):
     like = open_scene(tif(tmp_path / "in" / "a.tif", flat(1)), own("v"))
     with rasterio.open(write_raster(tmp_path / "m.tif", flat(1), like), "r+") as dst:

@@ -18,7 +18,7 @@ from affine import Affine
 
 from ..core.names import is_quality
 from ..core.sensors import Sensor
-from .facts import NAMES, Names, listed_names, which_bands
+from .facts import Names, about_names, listed_names, which_bands
 from .files import BandFile, file_stamp, in_zarr, named_errors
 from .scene import bounds, same_crs
 
@@ -242,7 +242,7 @@ def _runs_along(u: Variable, dim: str, n: int) -> bool:
     "Does a variable say something for each band? Without names of axes, texts of bands do."
     if dim:
         return u.dims == (dim,)
-    return u.shape == (n,) and u.data.dtype.kind in "OSUT" and NAMES.search(u.name) is not None
+    return u.shape == (n,) and u.data.dtype.kind in "OSUT" and about_names(u.name)
 
 
 def _axis_names(v: Variable, layout: str, of: dict) -> list:  # of `Names`
@@ -258,7 +258,7 @@ def _axis_names(v: Variable, layout: str, of: dict) -> list:  # of `Names`
     claims += [
         Names(t, f'the attribute "{k}"')
         for k, a in v.attrs.items()
-        if NAMES.search(k) and n > 1 and (t := listed_names(a, n))
+        if n > 1 and (t := listed_names(k, a, n))
     ]
     return [c for c in claims if c.names]
 

@@ -132,23 +132,29 @@ class Names:
         return Fact("band", band, f'from {self.source} "{self.names[i]}"', band)
 
 # %% ../../nbs/scenes/00_facts.ipynb #fac70014
-NAMES = re.compile(r"name|band|channel", re.I)  # in the key of an attribute that lists bands
-
-
 def listed_names(
-    value,  # of an attribute: a list of texts, or 'B04, B03'
+    key: str,  # of an attribute or a tag
+    value,  # its value: a list of texts; of a key like 'bands' or 'band_names' a text with commas will do
     n: int,  # bands
 ) -> list | None:  # texts; None: no list of so many names
     "The names of `n` bands in an attribute or a tag."
-    if isinstance(value, str):
-        parts = re.split(r"[,;\[\]()\"']+" if re.search("[,;]", value) else r"\s+", value)
-        value = [p for p in parts if p.strip()]
+    if not about_names(key):
+        return None
+    if isinstance(value, str) and re.search(r"(names|bands|channels)$", key, re.I):
+        value = [p for p in re.split(r"[,;\[\]()\"']+", value) if p.strip()]
     if isinstance(value, (str, bytes)) or np.ndim(value) != 1 or len(value) != n:
         return None
     texts = [v.decode(errors="replace") if isinstance(v, bytes) else v for v in value]
     texts = [v.strip() for v in texts if isinstance(v, str)]
     words = [t for t in texts if re.search(r"[^\W\d_]", t)]  # numbers are no names
     return words if len(words) == n else None
+
+
+def about_names(
+    key: str,  # of an attribute, or the name of a variable
+) -> bool:
+    "Could it be about the names of bands?"
+    return re.search("name|band|channel", key, re.I) is not None
 
 
 def named_bands(

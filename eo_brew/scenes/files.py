@@ -24,7 +24,7 @@ from rasterio.io import DatasetReader
 
 from ..core.names import is_quality
 from ..core.sensors import Sensor
-from .facts import NAMES, Names, listed_names
+from .facts import Names, listed_names
 
 # %% ../../nbs/scenes/01_files.ipynb #4d4ea089
 RASTER_EXT = (".jp2", ".tif", ".tiff", ".img", ".vrt", ".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -506,7 +506,7 @@ def _headers(path: str, stamp) -> list:
 def _file_tags(bands: list) -> list:  # of `Names`
     "Lists of names in the tags of a file."
     tags = bands[0].tags if bands and len(bands) > 1 else {}
-    listed = {k: listed_names(v, len(bands)) for k, v in tags.items() if NAMES.search(k)}
+    listed = {k: listed_names(k, v, len(bands)) for k, v in tags.items()}
     return [Names(t, f'the tag "{k}"') for k, t in listed.items() if t]
 
 
