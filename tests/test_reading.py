@@ -427,7 +427,7 @@ def test_what_is_no_scene(tmp_path):
     for n in ("._a.tif", ".ipynb_checkpoints/a.tif", "__MACOSX/a.tif"):
         (d / n).parent.mkdir(exist_ok=True)
         (d / n).write_bytes(bytes(99))
-    for n in ("a_udm2.tif", "a_preview.tif", "thumbnail.tif", "a_cloud_mask.tif"):
+    for n in ("a_udm2.tif", "a_preview.tif", "dataMask.tif", "thumbnail.tif", "a_cloud_mask.tif"):
         tif(d / n, flat(1, 2, 3, dtype="uint8"))
     with rasterio.open(tif(d / "map.tif", flat(1, 2, 3, dtype="uint8")), "r+") as dst:
         dst.update_tags(software="eo_brew 0.1.0")
@@ -735,6 +735,39 @@ def test_lists_of_names_in_attributes_and_tags(tmp_path):
         dst.update_tags(band_names='["B03", "B02"]')
     for n in ("attribute.h5", "beside.h5", "text.nc", "tag.tif"):
         assert first(tmp_path / n, "sentinel2_l2a", bands=["B02", "B03"], offset=0) == [2, 1], n
+
+
+def test_a_folder_a_scene_whose_files_are_called_by_bands(tmp_path):
+    for place in ("0001", "0002"):
+        for season in ("20210101T1", "20210401T1"):
+            for b in ("B1", "B2", "B8A"):
+                tif(tmp_path / place / season / f"{b}.tif", flat(int(place) * 10 + int(season[5])))
+    scenes = open_scenes(tmp_path, "sentinel2_l1c", offset=0)
+    want = [f"{p}/{s}" for p in ("0001", "0002") for s in ("20210101T1", "20210401T1")]
+    assert [Path(s.name).relative_to(tmp_path).as_posix() for s in scenes] == want
+    assert [read_window(s)[0][0, 0, 0] for s in scenes] == [11, 14, 21, 24]
+
+
+def test_arguments_that_mean_nothing(tmp_path):
+    p = tif(tmp_path / "a.tif", flat(1, 2), ["B02", "B03"])
+    with pytest.raises(ValueError, match=r"bands='B02' is a text: give a list, \['B02'\]"):
+        open_scene(p, "sentinel2_l2a", bands="B02", offset=0)
+    with pytest.raises(ValueError, match=r"path=\[\] is an empty list"):
+        open_scenes([])
+    m = tif(tmp_path / "m.tif", flat(1, dtype="uint8"))
+    with pytest.raises(ValueError, match="rule='valid' is not known.*'invalid'"):
+        open_scene(p, "sentinel2_l2a", offset=0, mask=(m, dict(valid=(1,))))
+
+
+def test_an_hdf5_file_by_the_name_of_a_netcdf_file(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    pytest.importorskip("netCDF4")
+    with h5py.File(tmp_path / "h.nc", "w") as f:
+        f["B02"], f["B03"] = flat(5, 6)
+    with h5py.File(tmp_path / "cube.nc", "w") as f:
+        f["cube"] = flat(1, 2)
+    assert first(tmp_path / "h.nc", own("B02", "B03")) == [5, 6]
+    assert first(tmp_path / "cube.nc", own("a", "b")) == [1, 2]
 
 
 def test_two_files_of_one_band(tmp_path):

@@ -65,7 +65,7 @@ def find_name(
 
 # %% ../../nbs/core/00_names.ipynb #d801cb6e
 _QUALITY = re.compile(
-    r"(?<![a-z])(qa|qc|qi|qa\d+|quality|mask|msk|cloud_?(?:mask|prob\w*|shadow\w*)|cld\w*|snw\w*|scl|fmask|"
+    r"(?<![a-z])(qa|qc|qi|qa\d+|quality|(?:data_?)?mask|msk|cloud_?(?:mask|prob\w*|shadow\w*)|cld\w*|snw\w*|scl|fmask|"
     r"labels?|annotations?|ground_?truth|udm\d?|aot|wvp|std|stddev|stdev|count)(?![a-z])",
     re.I,
 )

@@ -140,6 +140,8 @@ def at_wavelength(
 @patch
 def select(self: Sensor, bands) -> Sensor:
     "The sensor with these `bands` only, in this order; names as files have them will do ('b2', 'red')."
+    if isinstance(bands, str):
+        raise ValueError(f"bands={bands!r} is a text: give a list, [{bands!r}]")
     if list(bands) == self.band_names:
         return self
     found = [self.find(n) for n in bands]

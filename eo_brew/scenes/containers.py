@@ -121,9 +121,8 @@ def one_variable(
     "One array of a container."
     if isinstance(src, xr.Dataset):
         v = src.variables[name]
-        return Variable(
-            str(name), v, tuple(map(str, v.dims)), {k: _plain(a) for k, a in v.attrs.items()}
-        )
+        dims = tuple("" if str(d).startswith("phony_dim") else str(d) for d in v.dims)  # none named
+        return Variable(str(name), v, dims, {k: _plain(a) for k, a in v.attrs.items()})
     return Variable(
         name, src[name], tuple(_axis(d) for d in src[name].dims), _attributes(src[name])
     )
@@ -208,7 +207,7 @@ def find_layout(
     word = "".join(_letter(d, of) for d in v.dims)
     if {"y", "x"} <= set(word) and "?" not in word and len(set(word)) == len(word):
         return word
-    if isinstance(v.data, xr.Variable):
+    if isinstance(v.data, xr.Variable) and any(v.dims):
         return None
     could = _by_shape(v.shape, counts)
     if len(could) > 1:

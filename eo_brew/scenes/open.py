@@ -25,7 +25,7 @@ from rasterio.windows import Window
 from xarray.backends import BackendArray
 from xarray.core.indexing import IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
 
-from ..core.checks import nearest
+from ..core.checks import check_name, nearest
 from ..core.files import atomic_write
 from ..core.sensors import Sensor, get_sensor, rgb_from
 from ..core.trust import check_folder
@@ -34,6 +34,7 @@ from eo_brew.scenes.choose import (
     bands_of_file,
     bands_of_folder,
     band_numbers,
+    class_band,
     placed,
     wanted_sensor,
 )
@@ -42,7 +43,6 @@ from .facts import Fact
 from eo_brew.scenes.files import (
     ARRAY_EXT,
     RASTER_EXT,
-    BandFile,
     band_files,
     file_stamp,
     find_mask,
@@ -66,7 +66,6 @@ from eo_brew.scenes.scene import (
     handles,
     pixel_size,
     read_window,
-    same_crs,
 )
 
 # %% ../../nbs/scenes/07_open.ipynb #66732141
@@ -271,44 +270,13 @@ def _masked(scene: Scene, mask, path) -> Scene:
             )
         source = source if file else f'by "{_MASK_FILES[word]}" in its name'
         file, rule = file or find_mask(path, _MASK_FILES[word]), MASKS[word]
-    b = class_band(file)
-    if not same_crs(b.crs, scene.crs) and scene.crs and b.crs:
-        raise ValueError(
-            f"mask {file} has another CRS than {scene.name}: reproject it (gdalwarp -r near)"
-        )
-    b = _on_the_scene(b, scene, file)
+    for k in rule:
+        check_name(k, ("invalid", "bits"), "mask=(path, rule): rule")
+    b = class_band(file, scene)
     sensor = Sensor("mask", [dict(name="mask", wavelength=None, gsd=None)])
     classes = Scene(os.fspath(file), sensor, (b,), *common_grid([b]), b.crs, resampling="nearest")
     facts = (*scene.facts, Fact("mask", Path(file).name, source))
     return replace(scene, mask=Mask(classes, **rule), facts=facts)
-
-
-def _on_the_scene(b: BandFile, scene: Scene, file) -> BandFile:
-    "A mask that does not say where it lies must have the pixels of the scene."
-    if b.transform != Affine.identity() or scene.transform == Affine.identity():
-        return b
-    if b.shape != scene.shape:
-        raise ValueError(
-            f"mask {file} of {b.shape} pixels does not say where it lies, and {scene.name} has {scene.shape}: place it "
-            "first (gdal_translate -a_srs -a_ullr)"
-        )
-    return replace(b, transform=scene.transform, crs=scene.crs)
-
-
-def class_band(
-    file,  # raster of classes or bits
-):
-    "The one band of a raster of classes; ValueError if there are more, or if its numbers are no classes."
-    found = [b for b in band_files(file) if b.color != "alpha"]
-    if len(found) > 1:
-        raise ValueError(
-            f"{file} has {len(found)} bands, a raster of classes has one: take it out (gdal_translate -b)"
-        )
-    if np.dtype(found[0].dtype).kind not in "iu":
-        raise ValueError(
-            f"{file} is {found[0].dtype}: classes and bits are integers; convert it (gdal_translate -ot Byte)"
-        )
-    return found[0]
 
 # %% ../../nbs/scenes/07_open.ipynb #fae3ebe7
 def open_scenes(
@@ -322,6 +290,8 @@ def open_scenes(
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r} must be 'raise' or 'skip'")
     paths = path if isinstance(path, (list, tuple)) else [path]
+    if not paths:
+        raise ValueError("path=[] is an empty list: give at least one scene")
     scenes, lost = [], []
     with gdal_env("" if "://" in str(paths[0]) else "/"):  # one for all
         for p in (q for p in paths for q in _found(p, sensor)):
@@ -429,7 +399,7 @@ def scene_paths(
         return files + arrays
     if len(by_band) == 1:
         return [path, *arrays]
-    folders = sorted({str(Path(k).parent) for k in by_band})
+    folders = sorted({k.rpartition("/")[0] for k in by_band})
     if len(folders) == len(by_band):
         return folders + arrays
     raise ValueError(
