@@ -41,6 +41,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    "Tests of a file share fixtures and stay in one process, but those of each notebook go where there is time."
     skips = {
         "slow": None if config.getoption("--runslow") else "slow: needs --runslow",
         "network": None if config.getoption("--runnetwork") else "needs a network: --runnetwork",
@@ -50,6 +51,9 @@ def pytest_collection_modifyitems(config, items):
         (Path(__file__).parent / "debts.txt").read_text().split("\n")
     )  # known faults and house rules not kept yet; one that passes again fails here
     for item in items:
+        apart = item.path.name == "test_notebooks.py" and hasattr(item, "callspec")
+        group = item.callspec.params.get("nb") if apart else None
+        item.add_marker(pytest.mark.xdist_group(str(group or item.path.name)))
         if any(d and item.nodeid.endswith(d) for d in debts):
             item.add_marker(pytest.mark.xfail(strict=True, reason="listed in debts.txt"))
         for mark, reason in skips.items():

@@ -8,8 +8,8 @@ import os
 import re
 import sys
 import multiprocessing as mp
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -133,21 +133,15 @@ def run_alone(nb: Path, flags: list, timeout: float = 900) -> str:
         here.close()
 
 
-@pytest.fixture(scope="module")
-def pool():
-    "Two notebooks at a time, or one beside another process of tests."
-    with ThreadPoolExecutor(1 if "PYTEST_XDIST_WORKER" in os.environ else 2) as pool:
-        yield pool
-        pool.shutdown(cancel_futures=True)
+@cache
+def result(nb: Path, flags: tuple) -> tuple:  # of `run`
+    "A notebook is run once for all tests that look at it."
+    return run_alone(nb, list(flags))
 
 
-def params(item):  # of a test
-    return item.callspec.params if hasattr(item, "callspec") else {}
-
-
-@pytest.fixture(scope="module")
-def results(request, pool):
-    "A future for every notebook that was asked for."
+@pytest.fixture
+def ran(request, nb):
+    "What came of running the notebook of a test."
     import torch
 
     opt = request.config.getoption
@@ -156,29 +150,20 @@ def results(request, pool):
         "network": not opt("--runnetwork"),
         "cuda": not torch.cuda.is_available(),
     }
-    flags = [f for f, skip in off.items() if skip]
-    wanted = [
-        params(i)["nb"]
-        for i in request.session.items
-        if i.module is request.module and "nb" in params(i)
-    ]
-    return {
-        nb: pool.submit(run_alone, nb, flags)
-        for nb in sorted(wanted, key=lambda nb: "tutorials" not in nb.parts)
-    }  # the longest first
+    return result(nb, tuple(f for f, skip in off.items() if skip))
 
 
 @pytest.mark.parametrize("nb", notebooks(), ids=nb_id)
-def test_notebook_runs(nb, results):
-    err, _ = results[nb].result()
+def test_notebook_runs(nb, ran):
+    err, _ = ran
     assert not err, err
 
 
 @pytest.mark.slow  # every notebook has to be run and stored anew after a change of its text outputs
 @pytest.mark.parametrize("nb", notebooks(), ids=nb_id)
-def test_notebook_says_what_it_has_stored(nb, results):
+def test_notebook_says_what_it_has_stored(nb, ran):
     "Stored text outputs and tables equal those of a fresh run; cells that measure say so with `VARIES`."
-    _, stale = results[nb].result()
+    _, stale = ran
     assert not stale, "run the notebook anew and store it:\n" + "\n\n".join(stale)
 
 
