@@ -491,6 +491,16 @@ def test_grids_that_do_not_match_are_told_when_the_learner_is_made(tmp_path):
         learner(20)
 
 
+@pytest.mark.slow
+def test_an_onnx_file_names_no_folder_of_the_machine(tmp_path):
+    pytest.importorskip("onnxscript")
+    export_onnx(encoder(), tmp_path / "e.onnx")
+    data = (tmp_path / "e.onnx").read_bytes()
+    for place in Path(torch.__file__).parent, Path(__file__).parent.parent, tmp_path, Path.home():
+        assert str(place).encode() not in data
+    assert b".py" not in data and b'"eo_brew"' in data
+
+
 # -- two at once
 
 HOLD = (
@@ -684,6 +694,11 @@ CHANGES = {
     "windows": (["--n", "23"], "windows"),
     "a learning rate": (["--lr", "1"], "lr"),
     "epochs": (["--epochs", "3"], "epochs"),
+    "a preset": (["--preset", "paper"], "preset"),
+    "a method": (["--method", "deo", "--vfm", "none"], "method"),
+    "a resolution": (["--gsd", "20", "--n", "9"], "gsd"),
+    "a size of windows": (["--size", "48"], "size"),
+    "a batch": (["--bs", "6"], "batch"),
 }
 
 

@@ -16,7 +16,7 @@ import torch
 from affine import Affine
 
 import eo_brew
-from eo_brew.app.arguments import SENSORS
+from eo_brew.app.arguments import SENSORS, option_words
 from eo_brew.app.cli import COMMANDS, main
 from eo_brew.models.encoder import create_encoder
 from eo_brew.weights.export import from_pretrained
@@ -367,6 +367,7 @@ AT_ONCE = {
     "pretrain . --sensor sentinel2_l1": "Did you mean 'sentinel2_l1c'?",
     "pretrain . --dsm no.tif": "--dsm 'no.tif' does not exist",
     "pretrain . --on-error stop": "There are raise, skip",
+    "pretrain s.tif --out made": "log.csv exists: it belongs to something else",
     "pretrain --resume --out nowhere": "there is no run in nowhere",
     "pretrain --config no.yaml": "--config 'no.yaml' does not exist",
     "pretrain . --mask clouds": "--mask 'clouds' is not known",
@@ -562,3 +563,9 @@ def test_polygons_of_a_named_column(eo, place, tmp_path):
         "predict", place, place / "scene.tif", "--out", tmp_path / "n.tif", *same, "krop"
     )
     assert code == 2 and "krop" in err
+
+
+def test_what_fastai_puts_around_an_error_is_taken_off():
+    inner = "Exception occured in `Recorder` when calling event `after_batch`:\n\t"
+    said = option_words(2 * inner + "the loss is nan, call fit(4)", ["epochs"])
+    assert said == "the loss is nan, call --epochs 4"

@@ -629,6 +629,85 @@ def test_the_whole_group_is_told(whole, tmp_path, number, workers, times):
     check_same(whole, result(train(tmp_path, 3), tmp_path))
 
 
+def waits_for_its_workers(folder, epochs, number, pipe):
+    "The signal comes while the loop waits for a batch."
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Loader
+
+    get, calls = Loader._get_data, itertools.count()
+    stop = StopOnSignal(("SIGTERM", "SIGINT"))
+
+    def told(self):
+        if stop.waiting and next(calls) == 3:
+            os.kill(os.getpid(), number)
+        return get(self)
+
+    Loader._get_data = told
+    train(folder, epochs, steps=1000, cbs=[stop], num_workers=2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_while_it_waits_for_its_workers(whole, tmp_path, number):
+    "Workers that hear no signal outlived the loop, and the process waited for them for ever."
+    p, hear = started(waits_for_its_workers, tmp_path, 3, number)
+    p.join(60)
+    alive = p.is_alive()
+    p.kill()
+    assert not alive and p.exitcode == EXIT_STOPPED and len(list_checkpoints(tmp_path)) == 1
+    check_same(whole, result(train(tmp_path, 3), tmp_path))
+
+
+class At(Callback):
+    "Do something at a moment of the second epoch."
+
+    def __init__(self, moment, do):
+        self.moment = moment
+        self.do = do
+
+    def before_train(self):
+        if self.epoch == 1 and self.moment == "start of an epoch":
+            self.do()
+
+    def after_pred(self):
+        if self.epoch == 1 and not self.training and self.moment == "validation":
+            self.do()
+
+    def before_backward(self):
+        if self.epoch == 1 and self.moment == "step":
+            self.do()
+            self.moment = None
+
+
+def hits_its_group(folder, epochs, moment, number, pipe):
+    from eo_brew.runs import checkpoints
+
+    os.setpgid(0, 0)
+    write = checkpoints.write_checkpoint
+
+    def hit():
+        os.killpg(os.getpid(), number)
+
+    def disturbed(*args):
+        hit()
+        write(*args)
+        hit()
+
+    if moment == "checkpoint":
+        checkpoints.write_checkpoint = disturbed
+    cbs = [StopOnSignal(("SIGTERM", "SIGINT")), At(moment, hit)]
+    train(folder, epochs, steps=7, cbs=cbs, num_workers=2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["checkpoint", "validation", "start of an epoch", "step"])
+def test_the_whole_group_is_told_at_any_moment(whole, tmp_path, moment, number):
+    "With two loader workers; during a checkpoint before and after it is written."
+    p, hear = started(hits_its_group, tmp_path, 3, moment, number)
+    p.join(60)
+    assert p.exitcode == EXIT_STOPPED
+    assert list_checkpoints(tmp_path) and not list(tmp_path.glob(".*"))
+    check_same(whole, result(train(tmp_path, 3), tmp_path))
+
+
 def loses_a_worker(folder, epochs, pipe):
     class Kill(Callback):
         def after_batch(self):

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import num_distrib, rank_distrib
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from .checkpoints import CheckpointCallback, list_checkpoints, rng_state
 
@@ -122,13 +123,24 @@ def _catch(self: StopOnSignal, number, frame):
         return
     if self.caught:
         if time.monotonic() - self.since > self.patience:
+            _send_home(frame)
             self._put_back()
             raise SystemExit(EXIT_STOPPED)
         return
     self.caught = signal.Signals(number).name
     self.since = time.monotonic()
     if self.waiting and not self.saver._adding_up():
+        _send_home(frame)
         self._leave(self.rng, self.caught)
+
+
+def _send_home(frame):
+    "End the workers of a loader that is being waited for: its frames would keep it, and them, at the exit."
+    while frame is not None:
+        loader = frame.f_locals.get("self")
+        if isinstance(loader, _MultiProcessingDataLoaderIter):
+            return loader._shutdown_workers()
+        frame = frame.f_back
 
 
 def _leave(self: StopOnSignal, rng, told):
