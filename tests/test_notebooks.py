@@ -31,8 +31,13 @@ PRELOAD = [
 
 
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?")
-# progress bars, and what pandas calls a styled table
-NOISE = re.compile(r"<style.*?</style>|<div>\s*<progress.*?</div>|\bT_[0-9a-f]{5}", re.S)
+# progress bars, names that pandas and xarray draw, addresses of objects
+NOISE = re.compile(
+    r"<style.*?</style>|<div>\s*<progress.*?</div>|\bT_[0-9a-f]{5}| at 0x[0-9a-f]+"
+    r"|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+    re.S,
+)
+TEMPORARY = re.compile(r"(?:/[\w.-]+)*/tmp\w{8}\b")  # folders, stored as ...
 CLOCK = re.compile(r"\b\d+:\d\d(?::\d\d)?\b")  # durations in fastai's tables
 
 
@@ -45,8 +50,9 @@ def texts(cell):  # what a cell says, in words: pictures and progress bars aside
         data = o.get("data", {})
         kind = next((k for k in ("text/markdown", "text/html", "text/plain") if k in data), None)
         if kind and not any(k.startswith("image/") for k in data):
-            found.append(NOISE.sub("", "".join(data[kind])))
-    return re.sub(r"\s+", " ", CLOCK.sub("", "".join(found))).strip()
+            found.append("".join(data[kind]))
+    text = TEMPORARY.sub("...", CLOCK.sub("", NOISE.sub("", "".join(found))))
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def differs(
