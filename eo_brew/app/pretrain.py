@@ -45,7 +45,7 @@ def summary(
         f"{len(there)} bands: {' '.join(there)}"
         + f" (not used: {' '.join(gone)})"
         * bool(gone)
-        + f"\n{len(train):,} patches of {train.windows.size} px for training, "
+        + f"\n{len(train):,} windows of {train.windows.size} px for training, "
         f"{len(valid):,} for validation; batches of {dls.bs}"
     )
 
@@ -147,16 +147,17 @@ def _views(views, method):
 # %% ../../nbs/app/01_pretrain.ipynb #d71ef991
 def _loaders(a):
     "Batches, as the arguments of `pretrain` want them."
-    paper = a["method"] == "deo" and a["preset"] in ("paper", "released")
-    if paper and a["size"] < 224 and a["views"] is None:
+    paper = a["preset"] in ("paper", "released")
+    size = a["size"] or (256 if paper else None)
+    if paper and a["method"] == "deo" and size < 224 and a["views"] is None:
         warnings.warn(
-            f"patches of {a['size']} px are enlarged to views of 224 px, so the encoder will expect ground that is "
+            f"windows of {size} px are enlarged to views of 224 px, so the encoder will expect ground that is "
             "enlarged as much: take a size of 224 or more, or smaller views"
         )
-    dsm = dict(path=a["dsm"], sensor="dsm", size=a["size"])
+    dsm = dict(path=a["dsm"], sensor="dsm", size="same")
     data = {} if a["dsm"] is None else dict(modalities={"dsm": dsm})
-    data |= {k: a[k] for k in ("sensor", "bands", "size", "bs", "seed")}
-    return eo_dataloaders(a["scenes"], **data, **(a["data"] or {}))
+    data |= {k: a[k] for k in ("sensor", "bands", "bs", "seed")}
+    return eo_dataloaders(a["scenes"], size=size, **data, **(a["data"] or {}))
 
 
 def _own(a):
@@ -204,8 +205,8 @@ def pretrain(
     vfm: str = None,  # timm name of the optical teacher, 'efficientnet_lite2', 'none'; None: the preset's
     checkpoint=None,  # local weights of the optical teacher, where the hub cannot be reached
     epochs: int = 100,  # passes over the scenes
-    size: int = 256,  # pixels of a patch
-    bs: int = 64,  # patches a batch
+    size: int = None,  # pixels of a window; None: 256 with the paper's presets, else fitted to the scenes
+    bs: int = 64,  # windows a batch
     seed: int = 0,  # of everything random
     resume: bool = False,  # go on with the run in `out`
     dry_run: bool = False,  # measure a few steps instead, and write nothing
