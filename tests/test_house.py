@@ -99,7 +99,7 @@ def undocumented(f, src):  # names of the arguments of a function that no commen
 
 
 def test_pictures_are_told_in_words():
-    "A cell that stores a picture has `#| fig-alt: \"...\"` on one line, which is what the site gives to screen readers."
+    'A cell that stores a picture has `#| fig-alt: "..."` on one line, which is what the site gives to screen readers.'
     mute = [
         f"{nb_id(nb)}, cell {i}"
         for nb in notebooks()
