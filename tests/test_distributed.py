@@ -19,7 +19,7 @@ from eo_brew.train.log import StepLog
 from eo_brew.runs.checkpoints import CheckpointCallback, list_checkpoints
 from eo_brew.data.dataloaders import eo_dataloaders
 from eo_brew.methods.deo import DEOLoss, DEOModel, deo_learner
-from eo_brew.methods import mssdf
+from eo_brew.losses import mssdf
 from eo_brew.runs.distributed import distribute
 from eo_brew.models.encoder import create_encoder
 from eo_brew.runs.faults import StopOnSignal
