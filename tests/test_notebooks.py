@@ -170,7 +170,18 @@ def test_notebook_runs(nb, ran):
     assert not err, err
 
 
-@pytest.mark.parametrize("nb", notebooks(), ids=nb_id)
+# notebooks that train: what they say differs a little from processor to processor
+TRAINING = re.compile(
+    "app/|tutorials/|methods/|train/|tasks/|runs/|probes/0[3-5]|losses/01|data/07"
+)
+
+
+def by_training(nb: Path):  # a parameter of a test, slow for notebooks that train
+    marks = [pytest.mark.slow] if TRAINING.match(nb_id(nb)) else []
+    return pytest.param(nb, marks=marks, id=nb_id(nb))
+
+
+@pytest.mark.parametrize("nb", map(by_training, notebooks()))
 def test_notebook_says_what_it_has_stored(nb, ran):
     "Stored text outputs and tables equal those of a fresh run; cells that measure say so with `VARIES`."
     _, stale = ran
