@@ -11,6 +11,8 @@ import signal
 import threading
 import time
 from functools import partial
+from multiprocessing import active_children
+from multiprocessing.util import Finalize
 
 import torch
 from fastai.callback.core import Callback
@@ -124,6 +126,8 @@ def _catch(self: StopOnSignal, number, frame):
     if self.caught:
         if time.monotonic() - self.since > self.patience:
             _send_home(frame)
+            if self.deaf:
+                Finalize(None, _end_workers, exitpriority=100)
             self._put_back()
             raise SystemExit(EXIT_STOPPED)
         return
@@ -143,12 +147,22 @@ def _send_home(frame):
         frame = frame.f_back
 
 
+def _end_workers():
+    "At the exit: a worker that hears no signal would be asked to end by one, and then waited for without end."
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own handler takes it for a fault
+    for p in active_children():
+        if p.daemon:
+            p.kill()
+
+
 def _leave(self: StopOnSignal, rng, told):
     "Checkpoint and exit; of several processes the first one writes and says so, and the others wait for it."
     self.caught = self.caught or told
     self.since = getattr(self, "since", time.monotonic())
     self.saver.save(rng)
     self.agree(told)
+    if self.deaf:
+        Finalize(None, _end_workers, exitpriority=100)
     if not rank_distrib():
         where = f"checkpoint of step {self.train_iter} is in {self.saver.folder}"
         print(f"{told}: {where}, resume from there; exit code {EXIT_STOPPED}", flush=True)
