@@ -17,7 +17,6 @@ from multiprocessing.util import Finalize
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import num_distrib, rank_distrib
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from .checkpoints import CheckpointCallback, list_checkpoints, rng_state
 
@@ -125,34 +124,29 @@ def _catch(self: StopOnSignal, number, frame):
         return
     if self.caught:
         if time.monotonic() - self.since > self.patience:
-            _send_home(frame)
-            if self.deaf:
-                Finalize(None, _end_workers, exitpriority=100)
-            self._put_back()
-            raise SystemExit(EXIT_STOPPED)
+            self._exit()
         return
     self.caught = signal.Signals(number).name
     self.since = time.monotonic()
     if self.waiting and not self.saver._adding_up():
-        _send_home(frame)
         self._leave(self.rng, self.caught)
-
-
-def _send_home(frame):
-    "End the workers of a loader that is being waited for: its frames would keep it, and them, at the exit."
-    while frame is not None:
-        loader = frame.f_locals.get("self")
-        if isinstance(loader, _MultiProcessingDataLoaderIter):
-            return loader._shutdown_workers()
-        frame = frame.f_back
 
 
 def _end_workers():
     "At the exit: a worker that hears no signal would be asked to end by one, and then waited for without end."
+    # the loader's own way takes locks, which the step that the signal came into may hold
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own handler takes it for a fault
     for p in active_children():
         if p.daemon:
             p.kill()
+
+
+def _exit(self: StopOnSignal):
+    "End the process, and its workers with it."
+    if self.deaf:
+        Finalize(None, _end_workers, exitpriority=100)
+    self._put_back()
+    raise SystemExit(EXIT_STOPPED)
 
 
 def _leave(self: StopOnSignal, rng, told):
@@ -161,17 +155,15 @@ def _leave(self: StopOnSignal, rng, told):
     self.since = getattr(self, "since", time.monotonic())
     self.saver.save(rng)
     self.agree(told)
-    if self.deaf:
-        Finalize(None, _end_workers, exitpriority=100)
     if not rank_distrib():
         where = f"checkpoint of step {self.train_iter} is in {self.saver.folder}"
         print(f"{told}: {where}, resume from there; exit code {EXIT_STOPPED}", flush=True)
-    self._put_back()
-    raise SystemExit(EXIT_STOPPED)
+    self._exit()
 
 
 StopOnSignal.before_fit = _before_fit
 StopOnSignal._put_back = _put_back
+StopOnSignal._exit = _exit
 StopOnSignal._catch = _catch
 StopOnSignal._leave = _leave
 
