@@ -40,8 +40,20 @@ def pytest_configure(config):
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def pytest_collection_modifyitems(config, items):
+def pytest_xdist_make_scheduler(config, log):
     "Tests of a file share fixtures and stay in one process, but those of each notebook go where there is time."
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file, _, test = nodeid.partition("::")
+            notebook = test.partition("[")[2] if file.endswith("test_notebooks.py") else ""
+            return notebook or file
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config, items):
     skips = {
         "slow": None if config.getoption("--runslow") else "slow: needs --runslow",
         "network": None if config.getoption("--runnetwork") else "needs a network: --runnetwork",
@@ -51,9 +63,6 @@ def pytest_collection_modifyitems(config, items):
         (Path(__file__).parent / "debts.txt").read_text().split("\n")
     )  # known faults and house rules not kept yet; one that passes again fails here
     for item in items:
-        apart = item.path.name == "test_notebooks.py" and hasattr(item, "callspec")
-        group = item.callspec.params.get("nb") if apart else None
-        item.add_marker(pytest.mark.xdist_group(str(group or item.path.name)))
         if any(d and item.nodeid.endswith(d) for d in debts):
             item.add_marker(pytest.mark.xfail(strict=True, reason="listed in debts.txt"))
         for mark, reason in skips.items():
