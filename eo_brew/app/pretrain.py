@@ -148,7 +148,9 @@ def _views(views, method):
 def _loaders(a):
     "Batches, as the arguments of `pretrain` want them."
     paper = a["preset"] in ("paper", "released")
-    size = a["size"] or (256 if paper else None)
+    size = a["size"] or (
+        256 if paper or a["arch"] else None
+    )  # the auto preset's student is a small one
     if paper and a["method"] == "deo" and size < 224 and a["views"] is None:
         warnings.warn(
             f"windows of {size} px are enlarged to views of 224 px, so the encoder will expect ground that is "
@@ -205,7 +207,7 @@ def pretrain(
     vfm: str = None,  # timm name of the optical teacher, 'efficientnet_lite2', 'none'; None: the preset's
     checkpoint=None,  # local weights of the optical teacher, where the hub cannot be reached
     epochs: int = 100,  # passes over the scenes
-    size: int = None,  # pixels of a window; None: 256 with the paper's presets, else fitted to the scenes
+    size: int = None,  # pixels of a window; None: 256 with `arch` or the paper's presets, else fitted to the scenes
     bs: int = 64,  # windows a batch
     seed: int = 0,  # of everything random
     resume: bool = False,  # go on with the run in `out`

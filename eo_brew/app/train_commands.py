@@ -111,7 +111,7 @@ def run_pretrain(
     vfm_checkpoint: str = None,  # local weights of the optical teacher, where no hub can be reached
     epochs: int = 100,  # passes over the scenes
     steps: int = None,  # training steps, in as many epochs as they take, instead of --epochs
-    size: int = None,  # pixels of a window (default: fitted to the scenes; 256 with the paper's presets)
+    size: int = None,  # pixels of a window (default: fitted to the scenes; 256 with --arch or the paper's presets)
     patch_size: int = None,  # pixels of a token (default: as --arch has it)
     views: list[
         int
