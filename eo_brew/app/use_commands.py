@@ -144,7 +144,7 @@ def _check_predict(encoder, scene, out, labels, dtype, overwrite):
     check_outputs([out], [encoder, scene, labels], overwrite)
 
 
-def _predict(encoder, scene, out, labels, modality, layers, pca, size, reading, column, options):
+def _predict(encoder, scene, out, labels, modality, layers, size, reading, column, options):
     "The map; `options` are those of `predict_raster`."
     from eo_brew.maps.predict import open_for, predict_raster
     from eo_brew.maps.models import fit_scene
@@ -154,10 +154,9 @@ def _predict(encoder, scene, out, labels, modality, layers, pca, size, reading, 
     if labels:
         fit_scene(scene, encoder.sensors[modality] or scene.sensor)
         model, names = _class_model(encoder, modality, layers, scene, labels, column)
-        options |= dict(kind="classes", names=names)
-        del options["dtype"]
+        options = options | dict(kind="classes", names=names)
     else:
-        options |= dict(layers=layers, pca=pca or None)
+        options = options | dict(layers=layers)
     whole = (n // encoder.patch_size * encoder.patch_size for n in scene.shape)
     size = size or min(encoder.trunk.patch_embed.img_size[0], *whole)
     return predict_raster(model, scene, out, modality, size=size, **options)
@@ -184,11 +183,12 @@ def run_predict(
 ):
     "Make a map of a whole scene: tokens, or classes when labels are given."
     _check_predict(encoder, scene, out, labels, dtype, overwrite)
-    options = dict(dtype=dtype, bs=bs, overwrite=overwrite)
+    options = dict(bs=bs, overwrite=overwrite)
+    options |= {} if labels else dict(dtype=dtype, pca=pca or None)
     options |= {} if overlap is None else dict(overlap=overlap)
     with speaking():
         file = _predict(
-            encoder, scene, out, labels, modality, layers, pca, size, reading, column, options
+            encoder, scene, out, labels, modality, layers, size, reading, column, options
         )
     megabytes = sum(f.stat().st_size for f in (file.rglob("*") if file.is_dir() else [file])) / 1e6
     print(f"{file}  ({megabytes:.1f} MB; opens in QGIS, or rasterio.open)")

@@ -9,7 +9,7 @@ __all__ = ['Surveyed', 'Survey', 'survey_scenes']
 from dataclasses import dataclass
 
 from .describe import Description, describe_raster
-from .open import _found, most_alike
+from .open import _found, odd_bands
 from ..core.sensors import Sensor
 
 # %% ../../nbs/scenes/11_survey.ipynb #f47862ad
@@ -94,10 +94,6 @@ def survey_scenes(
     each = max(1, limit // max(1, len(found)))
     rows = [_one(p, sensor, bands, each, kwargs) for p in found]
     opened = [r for r in rows if r.found]
-    alike, _ = most_alike([r.found.scenes[0] for r in opened])
-    usual = alike[0].sensor.band_names if alike else []
-    for r in opened:
-        if r.found.scenes[0].sensor.band_names != usual:
-            own = " ".join(r.found.scenes[0].sensor.band_names)
-            r.error = f"has bands {own}, most have {' '.join(usual)}"
+    for r, odd in zip(opened, odd_bands([r.found.scenes[0] for r in opened])):
+        r.error = odd
     return Survey(rows)
