@@ -179,7 +179,7 @@ def known_sensor(
         return existing(sensor, "--sensor")
     one_of(sensor, SENSORS, "--sensor")
 
-
+# %% ../../nbs/app/02_arguments.ipynb #cc0923ac
 def existing(
     path: str,  # file or folder, also a pattern or a URL
     what: str,  # for the message

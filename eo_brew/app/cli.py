@@ -85,7 +85,7 @@ def _general(argv):
         f"{first!r} is no command.{hint} There are {', '.join(COMMANDS)}; see eo_brew --help"
     )
 
-
+# %% ../../nbs/app/05_cli.ipynb #9b340fb0
 def main(
     argv: list = None,  # arguments; None: those of the process
 ) -> int:  # exit code: see the table

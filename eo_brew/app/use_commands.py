@@ -324,7 +324,7 @@ def _probe(
         labels = np.asarray(read_labels(labels, open_raster(scene), None, column)[0])
     return scene_table(open_raster(scene), labels, rows, seeds=range(seeds), tasks=tasks)
 
-
+# %% ../../nbs/app/04_use_commands.ipynb #51892d37
 def run_probe(
     encoders: list[str],  # encoder.safetensors, or the folder that holds it
     out: str = "eo_brew_probe",  # folder to write

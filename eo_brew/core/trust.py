@@ -78,7 +78,7 @@ def _xml_references(file, data):
             found.append(text)
     return found
 
-
+# %% ../../nbs/core/05_trust.ipynb #1eb4d2d1
 def _hdf5_references(file):
     "What an HDF5 file takes from other files."
     try:

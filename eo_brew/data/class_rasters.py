@@ -181,7 +181,7 @@ class LabelRaster:
                     break  # no classes: refused by whoever asked
         return np.array(sorted(found))
 
-
+# %% ../../nbs/data/02_class_rasters.ipynb #15508dfe
 def _known(src, numbers: np.ndarray, mask: np.ndarray) -> tuple:  # numbers, known
     "What is not nodata, NaN, masked or 255."
     known = (mask != 0) & (numbers == numbers) & (numbers != 255)

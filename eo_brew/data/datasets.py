@@ -257,7 +257,7 @@ class RasterPairs:
             return torch.from_numpy(y[0]).float()
         return _classes(y[0].astype(np.int64), self.mask_map)
 
-
+# %% ../../nbs/data/09_datasets.ipynb #cd444097
 @contextmanager
 def _no_place_needed():
     "PNGs have no place on earth."

@@ -131,7 +131,7 @@ def _catch(self: StopOnSignal, number, frame):
     if self.waiting and not self.saver._adding_up():
         self._leave(self.rng, self.caught)
 
-
+# %% ../../nbs/runs/03_faults.ipynb #a48f664a
 def _end_workers():
     "At the exit: a worker that hears no signal would be asked to end by one, and then waited for without end."
     # the loader's own way takes locks, which the step that the signal came into may hold

@@ -124,7 +124,7 @@ def _check_once(group: dict, files: list, sensor: Sensor):
                 f"bands={{{band!r}: {Path(f).name!r}, ...}}"
             )
 
-
+# %% ../../nbs/scenes/06_choose.ipynb #8dc7ca47
 def _as_told(files: list, sensor: Sensor, bands: dict) -> dict:  # {band: file}
     "Files by the user's dict of names or patterns."
     group = {}
@@ -221,7 +221,7 @@ def _by_sensor(b, band: str, sensor: Sensor) -> dict:
         gain=Fact("gain", gain, how + ("" if sensor.gain is not None else f" for {b.dtype}"), band)
     )
 
-
+# %% ../../nbs/scenes/06_choose.ipynb #a28c595c
 def _offset_and_gain(b, band: str, sensor: Sensor, given: dict, product: list, name: dict) -> tuple:
     "The two facts for one band; the metadata of the product and the name of the file speak for all of its bands."
     tags, usual = _by_tags(b, band, sensor), _by_sensor(b, band, sensor)

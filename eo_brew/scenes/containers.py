@@ -113,7 +113,7 @@ def variables(
     src.visititems(lambda n, v: found.append(n) if hasattr(v, "shape") else None)
     return {n: one_variable(src, n) for n in found}
 
-
+# %% ../../nbs/scenes/04_containers.ipynb #7f747747
 def one_variable(
     src,  # from `open_container`
     name: str,  # of the array
@@ -270,7 +270,7 @@ def _variable_names(images: list) -> list:  # of `Names`
         claims += [Names(said, f'the attribute "{key}"')] if any(said) else []
     return claims
 
-
+# %% ../../nbs/scenes/04_containers.ipynb #cd9aa3d0
 def _no_variables(path: str) -> str:
     if container_kind(path) == "zarr":
         import zarr
@@ -362,7 +362,7 @@ def _geotransform(attrs: dict) -> Affine | None:
     )
     return Affine.from_gdal(*map(float, numbers[:6])) if len(numbers) >= 6 else None
 
-
+# %% ../../nbs/scenes/04_containers.ipynb #bd5f3c74
 def _grid(v: Variable, layout: str, of: dict, mapping: dict, path: str) -> Affine:
     "The transform of a variable's grid; identity where nothing is said."
     y, x = (of.get(v.dims[layout.index(k)]) for k in "yx")
@@ -510,7 +510,7 @@ def _each(attrs: dict, keys: tuple, index: int, default: float) -> float:
     numbers = np.ravel(value)
     return float(numbers[max(index, 1) - 1 if len(numbers) > 1 else 0])
 
-
+# %% ../../nbs/scenes/04_containers.ipynb #e4863c43
 def array_bands(
     src,  # from `open_container`
     path: str,  # of it

@@ -224,7 +224,7 @@ def _as_told(bands: dict, claims: list, n: int, sensor: Sensor, path) -> tuple:
         Fact("band", b, f"band {i + 1} of the file, as given", b) for b, i in found.items()
     ]
 
-
+# %% ../../nbs/scenes/00_facts.ipynb #8dab9d91
 def _by_position(claims: list, n: int, sensor: Sensor, bands, wanted: list, path) -> tuple:
     "For files that name no band of the sensor's."
     if bands and len(wanted) == n:

@@ -198,7 +198,7 @@ def list_files(
             f"path={path!r} cannot be listed: {e}. Single files need no listing"
         ) from e
 
-
+# %% ../../nbs/scenes/01_files.ipynb #f134b9e1
 def zip_names(
     path: str,  # of the archive
 ) -> list:
@@ -411,7 +411,7 @@ def _checked_type(dtype: str, file) -> str:
         f"{file} is {dtype}, which is not read: convert it (gdal_translate -ot Float32)"
     )
 
-
+# %% ../../nbs/scenes/01_files.ipynb #43a5eb2a
 def _check_place(src, file):
     "Ground control points and RPCs say where some pixels lie, but no grid; nor does a pixel without a size."
     if not abs(src.transform.determinant) > 0:  # NaN, too

@@ -322,7 +322,7 @@ def _nothing_opened(path, paths: list, lost: list) -> str:
         "to read one, give the file itself"
     )
 
-
+# %% ../../nbs/scenes/07_open.ipynb #8cf56c3b
 def _found(path, sensor):
     "The scenes of a path, one after the other: a file's header is read when its turn comes."
     if isinstance(path, Scene):

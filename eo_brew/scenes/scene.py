@@ -254,7 +254,7 @@ def _own_name(file: str) -> str:
         return file
     return archives + "/" * len(_forks) + local
 
-
+# %% ../../nbs/scenes/03_scene.ipynb #65b007b3
 def _rects(scene: Scene, b) -> str:  # XML
     "Which pixels of a band's file are those of the scene's grid."
     (h, w), inv = scene.shape, ~b.transform

@@ -160,7 +160,7 @@ def _without_paths(model):
                 v.metadata_props.clear()
     model.graph.metadata_props.clear()
 
-
+# %% ../../nbs/weights/03_export.ipynb #cb1d29f1
 def export_onnx(
     learn_or_encoder,  # to be exported
     path: str | Path,  # ends in .onnx; overwritten

@@ -46,7 +46,7 @@ def parse_json(
         raise ValueError(f"{what} is a {type(found).__name__}, wanted an object")
     return found
 
-
+# %% ../../nbs/weights/00_header.ipynb #194a353b
 def _whole(path, size, entries, start):
     "Are all tensors there, each with the bytes of its shape?"
     end = 0
