@@ -38,8 +38,9 @@ def _describe(path, sensor, bands, reading):
     from eo_brew.scenes.open import scene_paths
     from eo_brew.scenes.survey import survey_scenes
 
-    several = Path(path).is_dir() and len(scene_paths(path, sensor)) > 1
-    return (survey_scenes if several else describe_raster)(path, sensor, bands, **reading)
+    if Path(path).is_dir() and len(scene_paths(path, sensor)) > 1:
+        return survey_scenes(path, sensor, bands, progress=True, **reading)
+    return describe_raster(path, sensor, bands, **reading)
 
 
 def _check_picture(picture, overwrite):

@@ -166,20 +166,17 @@ class EODataLoader(SeededLoader):
     def __init__(
         self,
         dataset,  # of samples `(dict,)` or `(dict, y)`
-        bs: int = 64,  # samples a batch
-        shuffle: bool = False,  # another order every epoch
-        num_workers: int = 0,  # processes that read; 0: this one
-        seed: int = 0,  # of the order
+        *args,  # of `SeededLoader`: bs, shuffle, num_workers, seed
         sensors: dict = None,  # name -> `Sensor`; None: the dataset's
         classes: list = None,  # names of the classes
         threads: int = 0,  # of this process that read ahead
-        **kwargs,  # further arguments of fastai's `TfmdDL`
+        **kwargs,  # of `SeededLoader` and fastai's `TfmdDL`
     ):
         self.classes = classes
         self.threads = threads
         self.memory = None
         self.sensors = sensors or getattr(dataset, "sensors", {})
-        super().__init__(dataset, bs, shuffle, num_workers, seed, **kwargs)
+        super().__init__(dataset, *args, **kwargs)
 
     def create_batches(self, samps):
         memory = None

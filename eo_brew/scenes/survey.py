@@ -8,6 +8,8 @@ __all__ = ['Surveyed', 'Survey', 'survey_scenes']
 # %% ../../nbs/scenes/11_survey.ipynb #3386efa2
 from dataclasses import dataclass
 
+from fastprogress.fastprogress import progress_bar
+
 from .describe import Description, describe_raster
 from .open import _found, odd_bands
 from ..core.sensors import Sensor
@@ -87,12 +89,14 @@ def survey_scenes(
     sensor: str | Sensor = None,  # what the bands are; None: told by product names
     bands: list = None,  # names wanted, in order; None: all there are
     limit: int = 64,  # windows of 512 px to read at most, but one a scene
+    progress: bool = False,  # show a bar
     **kwargs,  # further arguments of `open_scene`
 ) -> Survey:
     "Look at every scene below `path`."
     found = list(_found(path, sensor))
     each = max(1, limit // max(1, len(found)))
-    rows = [_one(p, sensor, bands, each, kwargs) for p in found]
+    bar = progress_bar(found, leave=False) if progress else found
+    rows = [_one(p, sensor, bands, each, kwargs) for p in bar]
     opened = [r for r in rows if r.found]
     for r, odd in zip(opened, odd_bands([r.found.scenes[0] for r in opened])):
         r.error = odd
