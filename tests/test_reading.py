@@ -909,8 +909,12 @@ def test_a_page_in_the_place_of_a_raster(tmp_path, text):
     (tmp_path / "d" / "a.tif").write_text(text)
     with pytest.raises(ValueError, match="a.tif.* is a web page"):
         open_scene(tmp_path / "d" / "a.tif", own("v"))
-    with pytest.raises(ValueError, match="a.tif is a web page"):
+    with pytest.raises(ValueError, match="a.tif.* is a web page"):
         open_scenes(tmp_path / "d", own("v"))
+    tif(tmp_path / "d" / "b.tif", flat(5))
+    with pytest.warns(UserWarning, match="1 scenes left out: .*a.tif.* is a web page"):
+        assert len(open_scenes(tmp_path / "d", own("v"), on_error="skip")) == 1
+    (tmp_path / "d" / "b.tif").unlink()
     (tmp_path / "d" / "a.tif").write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:1\n"
     )

@@ -56,8 +56,9 @@ _NAMES = ("sourcefilename", "sourcedataset", "filename", "overviewfile", "url", 
 
 def _xml_references(file, data):
     "What an XML raster names."
-    if re.match(rb"\W*(!?doctype\s+html|html)\b", data, re.I):
-        raise ValueError(f"{file} is a web page: a failed download? Fetch it again, or remove it")
+    page = re.match(rb"\W*(!?doctype\s+html|html)\b", data, re.I)
+    if page and not re.search(rb"<(vrt|gdal)", data, re.I):  # GDAL looks for these anywhere
+        return []  # of a failed download; told when it is opened
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
         raise ValueError(f"{file} defines entities, which no raster needs: remove it")
     try:

@@ -178,13 +178,13 @@ def wanted_sensor(
     return wanted
 
 # %% ../../nbs/scenes/06_choose.ipynb #2b3e7a10
-def _by_argument(given: dict, what: str):
-    "An argument as a fact."
+def _by_argument(given: dict, what: str, band: str):
+    "An argument as a fact about a band."
     value = given.get(what)
     if value is None:
         return None
     check_finite(value, what, given["source"][what])
-    return Fact(what, float(value), given["source"][what])
+    return Fact(what, float(value), given["source"][what], band)
 
 
 def _by_tags(b, band: str, sensor: Sensor) -> dict:
@@ -231,7 +231,7 @@ def _offset_and_gain(b, band: str, sensor: Sensor, given: dict, product: list, n
         fact = decide(
             b.file,
             what,
-            _by_argument(given, what),
+            _by_argument(given, what, band),
             [*said, tags.get(what), name.get(what)],
             usual.get(what),
         )
@@ -243,7 +243,7 @@ def _offset_and_gain(b, band: str, sensor: Sensor, given: dict, product: list, n
                 "it into a scene.toml beside the files"
             )
         check_finite(fact.value, what, fact.source)
-        out.append(replace(fact, band=band))
+        out.append(fact if fact.band == band else replace(fact, band=band))
     return tuple(out)
 
 

@@ -165,8 +165,10 @@ def named_bands(
     "What the sources call the bands; a ValueError where two of them contradict each other."
     of, facts = {}, {}
     for names in claims:
+        if names.weak and of:
+            continue
         for i, band in enumerate(names.bands(sensor)):
-            if band is None or names.weak and of:
+            if band is None:
                 continue
             if of.setdefault(i, band) != band:
                 raise ValueError(
@@ -203,7 +205,7 @@ def which_bands(
         return _as_told(bands, claims, n, sensor, path)
     of, facts = named_bands(claims, sensor, path)
     wanted = sensor.select(bands).band_names if bands else sensor.band_names
-    if all(c.weak for c in claims if any(c.bands(sensor))):
+    if not of or all(c.weak for c in claims if any(c.bands(sensor))):
         return _by_position(claims, n, sensor, bands, wanted, path)
     if not bands and len(of) < n:
         raise ValueError(_partly(claims, of, facts, n, sensor, path))

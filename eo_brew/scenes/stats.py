@@ -177,6 +177,13 @@ def problems(
             f"the largest value is {top:.3g} where {sensor.name!r} expects about {expected:.0f}: reflectance "
             f"in 0..1? Pass gain={1 / sensor.scale:g}, offset=0"
         )
+    if sensor.center == "median":
+        odd = [k for k in stats.kept if len(k) and (k.min() < -12_000 or k.max() > 9000)]
+        out += [
+            f"heights from {k.min():.5g} to {k.max():.5g} m, which no ground on Earth has: is one of them nodata? "
+            "Pass it as nodata=..."
+            for k in odd
+        ]
     if sensor.gain is None and top > 2:
         out.append(
             f"values up to {top:.5g} where {sensor.name!r} expects [0,1]: pass gain=1/largest value"
