@@ -181,6 +181,25 @@ def test_export_writes_onnx(eo, place, tmp_path):
     assert code == 2 and "--overwrite" in err
 
 
+def test_embed_makes_one_table_of_many_scenes(eo, place, tmp_path):
+    pytest.importorskip("pyarrow", reason="extra: tables")
+    pytest.importorskip("geopandas", reason="extra: tables")
+    from eo_brew.maps.tables import read_vectors
+
+    (tmp_path / "many").mkdir()
+    for day in ("20200101", "20210101"):
+        (tmp_path / "many" / f"{day}.tif").write_bytes((place / "scene.tif").read_bytes())
+    out = tmp_path / "v.parquet"
+    line = ("embed", place, tmp_path / "many", "--out", out, "--unit", "cell", "--dtype", "int8")
+    code, said, err = eo(*line, "--size", 48)
+    assert code == 0 and "2304 rows" in said, err
+    rows, vectors = read_vectors(out)
+    assert rows.time.dt.year.tolist() == [2020] * 1152 + [2021] * 1152
+    np.testing.assert_array_equal(vectors[:1152], vectors[1152:])
+    assert eo(*line)[0] == 2  # not replaced
+    assert eo(*line, "--size", 48, "--overwrite")[0] == 0
+
+
 def test_probe_makes_one_table(eo, place, tmp_path):
     code, out, _ = eo(
         "probe",
@@ -271,7 +290,7 @@ def test_probe_with_several_tasks_and_an_rgb_model(eo, place, tmp_path):
 PREDICT = "predict {d}/encoder.safetensors {d}/scene.tif --out {t}/o.tif "
 MISTAKES = {
     "predct x": "'predct' is no command. Did you mean 'predict'?",
-    "xyz": "There are demo, pretrain, info, predict, export, probe",
+    "xyz": "There are demo, pretrain, info, predict, embed, export, probe",
     "info {d}/no.tif": "does not exist",
     "info {d}/text.tif": "text.tif",
     "info {d}/scene.tif --sensor sentinel2_l1": "sentinel2_l1c",
@@ -292,6 +311,9 @@ MISTAKES = {
     PREDICT + "--gain 0.0001": "gain",
     PREDICT + "--dtype int9": "'int9'",
     PREDICT + "--crs EPSG:1": "EPSG",
+    "embed {d}/encoder.safetensors {d}/scene.tif --out {t}/v.csv": "must end in .parquet",
+    "embed {d}/encoder.safetensors {d}/scene.tif {d}/no.tif --out {t}/v.parquet": "does not exist",
+    "embed {d}/encoder.safetensors {d}/scene.tif --out {t}/v.parquet --unit tile": "'tile'",
     "export {d}/encoder.safetensors {t}/e.pt": "ends in .onnx",
     "export {d}/encoder.safetensors {t}/e.onnx --push me/brew": "give a folder",
     "export {d}/encoder.safetensors {d}": "--overwrite",

@@ -128,7 +128,7 @@ def no_empty_folder(
             folder.rmdir()
 
 # %% ../../nbs/core/03_files.ipynb #32cf3188
-_SIGNED = (".tif", ".tiff", ".zarr", ".safetensors", ".onnx", ".md")
+_SIGNED = (".tif", ".tiff", ".zarr", ".safetensors", ".onnx", ".md", ".parquet")
 
 
 def _says_us(file):
