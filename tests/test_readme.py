@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +110,25 @@ def test_extras_named_in_the_docs_exist():
         re.findall(r"\.\[(\w+)\]", README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     )
     assert named and all(f"{e}_requirements" in cfg["DEFAULT"] for e in named)
+
+
+@pytest.mark.slow
+def test_commands_for_an_own_folder_word_for_word(tmp_path):
+    "The block of README that looks at a folder, trains on it and makes a map, on two small scenes."
+    import os
+
+    scenes = pytest.importorskip("eo_brew.scenes.open")
+    (tmp_path / "scenes").mkdir()
+    whole = scenes.open_raster(scenes.sample_scene(), "sentinel2_l1c")
+    for name, row in (("one", 100), ("two", 400)):
+        piece = whole[:, row : row + 56, 300:356]
+        scenes.write_raster(tmp_path / "scenes" / f"{name}.tif", piece)
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
+    (block,) = [b for b in blocks if "eo_brew info scenes/" in b]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | dict(PATH=path, PYTHONPATH=os.pathsep.join(sys.path))
+    r = subprocess.run(
+        ["bash", "-e", "-c", block], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert r.returncode == 0, r.stdout + r.stderr
+    assert (tmp_path / "tokens.tif").stat().st_size and "preset auto" in r.stdout + r.stderr

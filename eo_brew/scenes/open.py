@@ -498,7 +498,7 @@ class EOAccessor:
 # %% ../../nbs/scenes/07_open.ipynb #8de0c59c
 def write_raster(
     path,  # GeoTIFF to write
-    x: np.ndarray,  # (C,h,w) or (h,w); NaN is written as nodata
+    x: np.ndarray,  # (C,h,w) or (h,w); NaN is written as nodata; a DataArray brings names, CRS and transform
     like: Scene = None,  # takes CRS and transform from here
     names: list = None,  # band names, stored as descriptions
     transform: Affine = None,  # of this array, where it differs from `like`
@@ -507,6 +507,11 @@ def write_raster(
     **profile,  # further creation options of rasterio
 ) -> Path:
     "Write an array of values as a compressed, tiled GeoTIFF that opens again without an offset."
+    crs = rasterio.CRS.from_wkt(like.crs) if like and like.crs else None
+    transform = transform or (like.transform if like else None)
+    if isinstance(x, xr.DataArray):
+        crs, transform = crs or x.rio.crs, transform or x.rio.transform()
+        names = np.atleast_1d(x.band).tolist() if names is None and "band" in x.coords else names
     x = np.asarray(x)[None] if np.ndim(x) == 2 else np.asarray(x)
     if nodata is None and x.dtype.kind == "f":
         nodata = float("nan")
@@ -521,11 +526,8 @@ def write_raster(
         )
         | profile
     )
-    crs = rasterio.CRS.from_wkt(like.crs) if like and like.crs else None
     profile |= dict(driver=driver, dtype=x.dtype, count=len(x), height=x.shape[1], width=x.shape[2])
-    profile |= dict(
-        crs=crs, nodata=nodata, transform=transform or (like.transform if like else None)
-    )
+    profile |= dict(crs=crs, nodata=nodata, transform=transform)
     with atomic_write(path, (RasterioError, CPLE_BaseError)) as aside:
         with rasterio.open(aside, "w", **profile) as dst:
             dst.write(x)
