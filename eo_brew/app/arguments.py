@@ -81,11 +81,12 @@ def reading(
     gsd: float = None,  # read at this pixel size, in units of the CRS (default: the finest band)
     variable: str = None,  # of a netCDF, HDF5 or Zarr file that has several
     layout: str = None,  # order of the axes of an array that does not name them, e.g. nyxc
+    speckle: Literal["lee", "median"] = None,  # filter of radar images
     allow_outside: bool = False,  # files in a folder of scenes may be links or VRTs that lead out of it
 ) -> dict:  # those that were given
     "How to read scenes."
     given = dict(offset=offset, gain=gain, nodata=nodata, crs=crs, mask=mask, gsd=gsd)
-    given |= dict(variable=variable, layout=layout)
+    given |= dict(variable=variable, layout=layout, speckle=speckle)
     return {k: v for k, v in given.items() if v is not None}
 
 
@@ -143,8 +144,9 @@ def make_parser(
 # %% ../../nbs/app/02_arguments.ipynb #abcfb930
 #: sensors that are built in, as `list_sensors()` has them
 SENSORS = (
-    "dem dsm eurosat landsat5_sr landsat7_dn landsat7_sr landsat8_sr landsat8_toa landsat9_sr landsat9_toa "
-    "rgb rgbn sentinel2_l1c sentinel2_l2a"
+    "dem dsm eurosat landsat5_sr landsat5_st landsat7_dn landsat7_sr landsat7_st landsat8_sr landsat8_st "
+    "landsat8_toa landsat9_sr landsat9_st landsat9_toa rgb rgbn sentinel1_db sentinel1_grd sentinel2_l1c "
+    "sentinel2_l2a"
 ).split()
 
 

@@ -86,7 +86,7 @@ _WORDS = dict(checkpoint="vfm_checkpoint", num_workers="workers")
 _CONFIG = (
     "scenes sensor bands method preset dsm arch vfm vfm_checkpoint epochs steps size patch_size views bs lr seed "
     "workers on_error stride n valid_pct block min_valid allow_missing offset gain nodata crs mask gsd "
-    "variable layout"
+    "variable layout speckle"
 ).split()
 
 

@@ -55,12 +55,16 @@ class Sensor:
     )
     saturated: float | None = None  # number in the file that means "too bright to tell"
     center: str = "band"  # what normalisation subtracts: 'band' mean or patch 'median'
+    decibel: str = "no"  # 'convert' linear power on reading; 'stored': files hold decibels already
+    limits: tuple | None = None  # least and largest value that can be true
 
     def __post_init__(self):
         bands = tuple(b if isinstance(b, Band) else Band(**b) for b in self.bands)
         object.__setattr__(self, "bands", bands)
         object.__setattr__(self, "rgb", None if self.rgb is None else tuple(self.rgb))
+        object.__setattr__(self, "limits", None if self.limits is None else tuple(self.limits))
         check_name(self.center, ("band", "median"), "center")
+        check_name(self.decibel, ("no", "convert", "stored"), "decibel")
         if len(set(self.band_names)) < len(self.bands) or not self.bands:
             raise ValueError(
                 f"sensor {self.name!r}: bands={self.band_names} must be at least one and all different"
@@ -459,6 +463,32 @@ register_sensor(
         description="Landsat 7 ETM+ as 8-bit DN; statistics of the shipped Olinda scene",
     )
 )
+
+# %% ../../nbs/core/01_sensors.ipynb #3b556823
+_S1 = _bands("VV - - 10 -12.59 5.26\nVH - - 10 -20.26 5.91")
+for _n, _how, _d in (("grd", "convert", "linear power"), ("db", "stored", "in decibels")):
+    register_sensor(
+        Sensor(
+            f"sentinel1_{_n}",
+            tuple(replace(b, common="") for b in _S1),
+            decibel=_how,
+            limits=(-60.0, 40.0),
+            nodata=0 if _n == "grd" else None,
+            description=f"Sentinel-1 C-band backscatter of files with {_d}; decibels travel",
+        )
+    )
+for _n, _b in ((5, "ST_B6"), (7, "ST_B6"), (8, "ST_B10"), (9, "ST_B10")):
+    register_sensor(
+        Sensor(
+            f"landsat{_n}_st",
+            (Band(_b, 11450.0 if _n < 8 else 10895.0, 30),),
+            offset=149 / 0.00341802,
+            gain=0.00341802,
+            limits=(150.0, 400.0),
+            nodata=0,
+            description=f"Landsat {_n} Collection 2 Level 2 surface temperature, kelvin",
+        )
+    )
 
 # %% ../../nbs/core/01_sensors.ipynb #ac744b64
 class SensorNormalize(nn.Module):

@@ -112,6 +112,7 @@ def _listed(scenes: list, o: WindowOptions, stride: int, on_error: str) -> Windo
     why = "choose a smaller size, or a lower min_valid"
     if not share.any():
         why = "there is no valid pixel: all is nodata, masked or NaN; check nodata=..., mask=... and the files"
+        why += " (in decibels already? Then sensor='sentinel1_db')" * scenes[0].decibel
     raise ValueError(
         f"{scenes[0].name}: the fullest of {len(windows)} windows of {o.size} px is valid to {share.max():.0%}, "
         f"wanted is min_valid={o.min_valid:g}: {why}"

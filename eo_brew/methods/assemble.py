@@ -150,6 +150,7 @@ class Facts:
     steps: int  # of the run
     batch: int  # windows a batch of all processes
     rgb: bool  # is there a picture that an optical teacher could see?
+    others: tuple = ()  # modalities beside the first and its colours
 
 
 def facts_of(
@@ -167,6 +168,7 @@ def facts_of(
         steps=steps or 100 * len(dls.train),
         batch=dls.bs * max(1, num_distrib()),
         rgb="rgb" in dls.sensors or any(s.rgb for s in sensors),
+        others=tuple(m for m in list(dls.sensors)[1:] if m != "rgb"),
     )
 
 # %% ../../nbs/methods/01_assemble.ipynb #94f8521e

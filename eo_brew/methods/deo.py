@@ -13,7 +13,8 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn
 
-from ..core.sensors import get_sensor, with_rgb
+from ..core.checks import check_name
+from ..core.sensors import get_sensor
 from ..core.show import show_views as _draw_views
 from ..losses.coding_rate import SimDINOLoss, cross_view_cosine
 from ..losses.distill import cls_distill_loss, map_distill_loss
@@ -34,7 +35,7 @@ from ..models.encoder import ProjectionHead, create_encoder
 from ..models.teachers import EMATeacher, default_layers
 from ..runs.monitors import CollapseMonitor
 from ..train.cache import CacheVFM, cached_strides
-from ..train.inputs import ViewsCallback
+from ..train.inputs import ViewsCallback, colours_if_any
 from ..train.targets import EMATargets, TargetNorm, VFMTargets
 from ..views.multicrop import MultiCrop
 
@@ -189,8 +190,9 @@ def _optical(self: DEOLoss, pred, target):
     if "cls" in pred and self.cls_weight:
         said = pred["cls"].values()
         terms["cls"] = _mean([cls_distill_loss(s, target["cls"], self.same_view) for s in said])
-    maps = [(pred[k][m], target[k]) for k in ("mid", "late") for m in pred[k]]
-    terms["patch"] = _mean([map_distill_loss(p, t, weight) for p, t in maps])
+    maps = [(pred[k][m], target[k], m) for k in ("mid", "late") for m in pred[k]]
+    of = lambda m: target.get(f"weight_{m}", weight)
+    terms["patch"] = _mean([map_distill_loss(p, t, of(m)) for p, t, m in maps])
     return terms
 
 
@@ -235,7 +237,9 @@ def _optical_alone(facts, size):
         self_distill=False,
         vfm=dict(vfm="efficientnet_lite2", layers=(2, 3), scale=2.0),
         views=dict(**whole, turn=True),
-        optical=dict(distill_from=("ms",), standardize=True, cls_weight=0.0, cache=cache),
+        optical=dict(
+            distill_from=("ms", *facts.others), standardize=True, cls_weight=0.0, cache=cache
+        ),
     )
 
 
@@ -289,23 +293,41 @@ def _named(vfm, self_distill):
     return f"deo ({'optical' if vfm else 'multispectral'} teacher only)"
 
 
-def _student(arch, dls, modality, drop_path, kwargs):
-    "An encoder of `modality` and, where there are any, colours."
+def _student(arch, dls, modality, others, drop_path, kwargs):
+    "An encoder of `modality`, of `others` that follow the optical teacher and, where there are any, of colours."
     if not isinstance(arch, (str, dict)):
         return arch
     sensor, arch = dls.sensors[modality], dict(arch=arch) if isinstance(arch, str) else arch
     colours = "rgb" in dls.sensors or get_sensor(sensor).rgb
     names = {modality: sensor, **({"rgb": "rgb"} if colours else {})}
+    names |= {m: dls.sensors[m] for m in others if m not in names}
     return create_encoder(modalities=names, **dict(drop_path=drop_path) | arch | kwargs)
 
 # %% ../../nbs/methods/02_deo.ipynb #b6044d70
-def _views(views, vfm, cache):
+def _views(views, vfm, cache, colours):
     "The cropper; it also cuts the token maps that are kept of whole windows."
     if not isinstance(views, MultiCrop):
         views = MultiCrop(**(views or {}))
+    if not colours:
+        views.rgb = ()
     if vfm and cache:
         views.strides = cached_strides(vfm) | views.strides
     return views
+
+
+def _check_modalities(dls, modality, vfm, distill_from):
+    "Is there what the teachers look at? Are there colours?"
+    for m in (modality, *(distill_from if vfm else ())):
+        if m != "rgb":
+            check_name(m, dls.sensors, "modality")
+    colours = "rgb" in dls.sensors or get_sensor(dls.sensors[modality]).rgb is not None
+    if vfm is None or colours:
+        return colours
+    raise ValueError(
+        f"vfm: {modality!r} has bands {get_sensor(dls.sensors[modality]).band_names}, and an optical teacher "
+        "looks at red, green and blue: train without one (vfm=None; --vfm none), or load an image of the same "
+        "ground that has colours as the first modality"
+    )
 
 
 def _parts(vfm, self_distill, cls_weight):
@@ -343,8 +365,10 @@ def deo_learner(
     if vfm is None and not self_distill:
         raise ValueError("vfm=None and self_distill=False leave no teacher; give one of them")
     vfm = optical_teacher(vfm)
-    encoder = _student(arch, dls, modality, drop_path, kwargs)
-    views = _views(views, vfm, optical.cache)
+    colours = _check_modalities(dls, modality, vfm, optical.distill_from)
+    others = [m for m in optical.distill_from if vfm and m != "rgb"]
+    encoder = _student(arch, dls, modality, others, drop_path, kwargs)
+    views = _views(views, vfm, optical.cache, colours)
     model = DEOModel(
         encoder,
         target_widths(vfm),
@@ -383,5 +407,5 @@ def show_views(
 ):
     "Show the views that the first samples of a batch are cut into."
     batch = self._set_device((dl or self.dls.train).one_batch())[0]
-    views = self.views.views(with_rgb(batch, self.views.sensor, self.views.source))
+    views = self.views.views(colours_if_any(batch, self.views.sensor, self.views.source))
     return _draw_views(views, max_n=max_n, **kwargs)

@@ -57,7 +57,7 @@ class Description:
         table = f"{'band':8}{'nm':>8}{'valid':>8}{''.join(f'{c:>10}' for c in columns)}{'expected mean':>15}"
         head = [
             f"{Path(s.name).name}{more}: {s.sensor.name} ({s.sensor.description})",
-            f"{size}, {d['crs']}, {s.dtype}; value = (number + offset) * gain",
+            f"{size}, {d['crs']}, {s.dtype}; value = (number + offset) * gain{', in decibels' * s.decibel}",
             *(f"  {line}" for line in d["facts"]),
             f"statistics of {100 * self.share:.0f}% of the pixels",
             "",

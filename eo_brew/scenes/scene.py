@@ -25,6 +25,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
 from ..core.sensors import Sensor
+from .speckle import despeckle
 from .files import GDAL_TYPES, file_stamp, gdal_env, in_one_line, is_own
 
 # %% ../../nbs/scenes/03_scene.ipynb #5ce00002
@@ -95,6 +96,8 @@ class Scene:
     resampling: str = "bilinear"  # 'nearest' for labels and masks only
     mask: object = None  # another raster that says which pixels are good
     facts: tuple = field(default=(), compare=False, repr=False)  # what is known, and who says so
+    decibel: bool = False  # its numbers are linear power, which travels in decibels
+    speckle: str = ""  # filter against it: 'lee' or 'median'
 
     @property
     def present(self) -> list:
@@ -440,14 +443,28 @@ def dn_to_values(
             np.abs(x) < np.finfo(np.float32).max
         )  # NaN, infinite, or more than float32 can hold
         bad = off if bad is None else bad | off
+    if scene.decibel or scene.sensor.limits:
+        x, bad = _possible(scene, x, bad)
     if bad is not None and bad.any():
         x[bad] = np.nan
+    if scene.speckle:
+        x = despeckle(x, scene.speckle)
     valid = np.ones(x.shape[1:], bool) if bad is None else ~bad.any(0)
     if len(x) == len(scene.bands):
         return x, valid
     full = np.full((len(scene.bands), *x.shape[1:]), np.nan, np.float32)
     full[scene.present] = x
     return full, valid
+
+
+def _possible(scene, x, bad):
+    "Decibels of linear power, and what no instrument measures as bad."
+    if scene.decibel:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x = 10 * np.log10(x)  # no echo has no logarithm
+    lo, hi = scene.sensor.limits or (-np.inf, np.inf)
+    off = ~((x >= lo) & (x <= hi) & np.isfinite(x))
+    return x, off if bad is None else bad | off
 
 # %% ../../nbs/scenes/03_scene.ipynb #3f7c4211
 def _unchanged(scene: Scene, where: str):

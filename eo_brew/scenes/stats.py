@@ -169,6 +169,8 @@ def problems(
     )
     if flat:
         out.append(f"{flat} are constant: leave them out with bands=[...], or check the files")
+    if sensor.decibel != "no":
+        out += _radar_problems(stats, sensor, seen)
     if not seen.any():
         return out
     top, expected = stats.max[seen].max(), max([abs(b.mean or 0) for b in sensor.bands])
@@ -201,6 +203,21 @@ def problems(
                 "or another sensor or offset?"
             )
     return out
+
+
+def _radar_problems(stats, sensor, seen):
+    "Power taken for decibels, decibels for power, and numbers that were never calibrated."
+    if not seen.any():
+        found = "nothing is above 0: are the files in decibels already? Then sensor='sentinel1_db'"
+        return [found] if sensor.decibel == "convert" else []
+    if sensor.decibel == "convert" and stats.mean[seen].min() > 10:
+        return [
+            f"a mean of {stats.mean[seen].min():.0f} dB: uncalibrated digital numbers? Calibrate the product "
+            "(SNAP, pyroSAR), or take one that is (RTC)"
+        ]
+    if sensor.decibel == "stored" and stats.min[seen].min() >= 0:
+        return ["no value is below 0 dB: linear power? Then sensor='sentinel1_grd'"]
+    return []
 
 
 def check_values(

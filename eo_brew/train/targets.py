@@ -77,10 +77,18 @@ class VFMTargets(Callback):
         said = self._cached(views) if "vfm_late" in views[0] else self._ask(views)
         if f"{self.rgb}_valid" in views[0]:
             said["weight"] = torch.cat([v[f"{self.rgb}_valid"] for v in views]).float()
+        said |= self._weights(views, said.get("weight"))
         model = unwrap_model(self.model)
         if model.target_norm is not None:
             said = model.target_norm(said, update=self.training)
         self.learn.yb = ({**_targets(self), **said},)
+
+    def _weights(self, views, seen):
+        "Of each other modality that follows the teacher: where it and the colours hold data."
+        names = getattr(unwrap_model(self.model), "distill_from", ())
+        names = [m for m in names if m != self.rgb and f"{m}_valid" in views[0]]
+        own = {m: torch.cat([v[f"{m}_valid"] for v in views]).float() for m in names}
+        return {f"weight_{m}": w if seen is None else w * seen for m, w in own.items()}
 
     def _ask(self, views):
         said = teacher_maps(self.vfm, torch.cat([v[self.rgb] for v in views]))
