@@ -57,6 +57,7 @@ from eo_brew.scenes.files import (
     scene_path,
 )
 from .products import guess_sensor, own_words
+from .speckle import FILTERS
 from eo_brew.scenes.scene import (
     MASKS,
     Mask,
@@ -163,6 +164,7 @@ def _raster(path, given: dict, bands, allow_missing: bool) -> Scene:
     facts += [Fact("mask", b.masked, "in the file") for b in have[:1] if b.masked]
     facts = tuple(f for f in facts if f.band in ("", *found))
     every = tuple(found.get(n) for n in wanted.band_names)
+    numbers["decibel"] = sensor.value.decibel == "convert"
     return Scene(
         os.fspath(path), wanted, every, *common_grid(have), have[0].crs, **numbers, facts=facts
     )
@@ -208,6 +210,7 @@ def _arrays(path, given: dict, bands, variable, layout, allow_missing: bool, oth
     every = tuple(found.get(n) for n in wanted.band_names)
     grid = common_grid(list(found.values()))
     crs = next(iter(found.values())).crs
+    numbers["decibel"] = sensor.value.decibel == "convert"
     return [
         ArrayScene(n, wanted, every, *grid, crs, **numbers, facts=facts, layer=i)
         for i, n in enumerate(names)
@@ -228,6 +231,7 @@ def open_scene(
     variable: str = None,  # of an array file that has several
     gsd: float = None,  # read at this one, in metres; None: the finest band's
     layout: str = None,  # order of the axes of an array that does not name them, e.g. 'nyxc'
+    speckle: str = None,  # filter of radar images: 'lee' or 'median'
 ) -> Scene:
     "Describe the raster at `path`; only headers are read. Its `facts` say what is known and from where."
     path = scene_path(path)
@@ -243,7 +247,7 @@ def open_scene(
             variable,
             layout,
             allow_missing,
-            dict(mask=mask, gsd=gsd, saturated=saturated),
+            dict(mask=mask, gsd=gsd, saturated=saturated, speckle=speckle),
         )
         if len(scenes) > 1:
             raise ValueError(
@@ -252,6 +256,8 @@ def open_scene(
         return scenes[0]
     with named_errors(path):
         scene = _raster(path, given, bands, allow_missing)
+    if speckle is not None:
+        scene = replace(scene, speckle=check_name(speckle, FILTERS, "speckle"))
     scene = scene if gsd is None else _at_gsd(scene, gsd)
     return scene if mask is None else _masked(scene, mask, path)
 
@@ -337,7 +343,7 @@ def _open_any(p, sensor, bands, kwargs: dict) -> list:
         return [open_scene(p, sensor, bands, **kwargs)]
     known = {k: kwargs.get(k) for k in ("offset", "nodata", "gain", "crs", "saturated")}
     given = _arguments(p, dict(sensor=sensor) | known)
-    others = {k: kwargs.get(k) for k in ("mask", "gsd", "saturated")}
+    others = {k: kwargs.get(k) for k in ("mask", "gsd", "saturated", "speckle")}
     layout, missing = kwargs.get("layout"), kwargs.get("allow_missing", False)
     return _arrays(p, given, bands, kwargs.get("variable"), layout, missing, others)
 
