@@ -93,10 +93,19 @@ class WithExtra(nn.Module):
         for name, (term, weight) in self.extra.items():
             if name in self.parts:
                 raise ValueError(f"extra={name!r}: the loss has a part of that name already")
-            value = term(pred, target)
+            value = self._value(name, term, pred, target)
             total = total + weight * value
             self.parts[name] = value.detach()
         return total
+
+    def _value(self, name, term, pred, target):
+        "What a term says; an error that names what it could have read."
+        try:
+            return term(pred, target)
+        except KeyError as e:
+            raise ValueError(
+                f"extra={name!r} reads {e}, but this learner predicts {list(pred)} and has the targets {list(target)}"
+            ) from e
 
 # %% ../../nbs/methods/01_assemble.ipynb #3c8b6172
 def assemble(

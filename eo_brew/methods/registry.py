@@ -77,6 +77,10 @@ class Method:
         **kwargs,  # to the learner, over the preset's settings
     ):  # a plain fastai Learner
         "The method's learner; a method without presets knows one way only."
+        if not self.presets and preset != "auto":
+            raise ValueError(
+                f"preset={preset!r}: method {self.name!r} has no presets, leave it out"
+            )
         known = dict(preset=preset, steps=steps) if self.presets else {}
         learn = self.learner(dls, **known, **kwargs)
         check_contract(learn.model, self.name)

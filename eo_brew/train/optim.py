@@ -147,8 +147,8 @@ class ClipPerTensor(Callback):
         self.max_norm = max_norm
 
     def before_step(self):
-        self.norm = clip_per_tensor(self.model.parameters(), self.max_norm)
-        log_values(self.learn, grad_norm=self.norm)
+        self.total_norm = clip_per_tensor(self.model.parameters(), self.max_norm)
+        log_values(self.learn, grad_norm=self.total_norm)
 
 # %% ../../nbs/train/01_optim.ipynb #4e1bef32
 class EMACallback(Callback):
