@@ -9,7 +9,9 @@ __all__ = []
 import torch
 from torch import nn
 import torch.nn.functional as F
+from ..core.checks import check_name
 from .encoder import Encoder, create_encoder
+from .teachers import default_layers
 
 # %% ../../nbs/models/04_heads.ipynb #74828297
 def pyramid_layers(
@@ -114,6 +116,37 @@ class UPerHead(nn.Module):
         fine = [s(f) for s, f in zip(self.smooth, fused)] + fused[-1:]
         return self.out(self.fuse(torch.cat([_to(f, maps[0].shape[-2:]) for f in fine], 1)))
 
+# %% ../../nbs/models/04_heads.ipynb #bdbad7eb
+def _unit(x):  # (B,D,h,w), each vector layer-normalised
+    return F.layer_norm(x.movedim(1, -1).float(), x.shape[1:2]).movedim(-1, 1)
+
+
+class PixelHead(nn.Module):
+    "A linear layer on tokens, and a small net on tokens and pixels."
+
+    def __init__(
+        self,
+        width: int,  # channels of the token map
+        bands: int,  # channels of the pixels
+        n_out: int,  # channels of the output
+        channels: int = 32,  # width of the small net
+    ):
+        super().__init__()
+        self.linear = nn.Conv2d(width, n_out, 1)
+        self.narrow = nn.Conv2d(width, channels, 1)
+        mix = nn.Conv2d(bands + channels, channels, 3, padding=1)
+        last = nn.Conv2d(channels, n_out, 1)
+        self.net = nn.Sequential(mix, nn.GELU(), nn.Conv2d(channels, channels, 1), nn.GELU(), last)
+        for layer in (self.linear, last):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, maps):  # tokens (B,width,h,w), pixels (B,bands,H,W) -> (B,n_out,H,W)
+        tokens, pixels = maps
+        size = pixels.shape[-2:]
+        beside = torch.cat([_to(self.narrow(tokens), size), pixels], 1)
+        return _to(self.linear(tokens), size) + self.net(beside)
+
 # %% ../../nbs/models/04_heads.ipynb #7fa3e49d
 class WithEncoder(nn.Module):
     "A model with an `.encoder` that stays in evaluation mode while all its weights are frozen."
@@ -151,30 +184,40 @@ class DenseModel(WithEncoder):
         self,
         encoder: Encoder,  # ViT or Swin
         n_out: int,  # channels of the output
-        head: str = "uper",  # 'uper' (four scales) or 'linear' (one 1x1 convolution on the last tokens)
-        layers: tuple = None,  # layers for the head; default four of them, or the last
+        head: str = "uper",  # 'uper' (four scales), 'pixel' (tokens and pixels), 'linear' (tokens)
+        layers: tuple = None,  # layers for the head; default four of them, two, or the last
         modality: str = "ms",  # which entry of the batch
-        channels: int = 256,  # width of UPerNet
+        channels: int = 256,  # width of UPerNet; the pixel head has at most 32
     ):
         super().__init__(encoder, modality)
-        if head not in ("uper", "linear"):
-            raise ValueError(f"head={head!r}: choose 'uper' or 'linear'.")
+        check_name(head, ("uper", "pixel", "linear"), "head")
         self.pyramid = Pyramid(encoder, layers) if head == "uper" else None
-        self.layers = self.pyramid.layers if self.pyramid else tuple(layers or (encoder.depth - 1,))
+        usual = default_layers(encoder.depth) if head == "pixel" else (encoder.depth - 1,)
+        self.layers = self.pyramid.layers if self.pyramid else tuple(layers or usual)
         widths = encoder.layer_widths(self.layers)
-        self.head = (
-            UPerHead(widths, n_out, channels) if self.pyramid else nn.Conv2d(sum(widths), n_out, 1)
-        )
+        self.settings = dict(n_out=n_out, head=head, layers=list(self.layers), modality=modality)
+        self.settings |= dict(channels=channels)  # what a file must say to build it again
+        self.kind = head
+        if head == "uper":
+            self.head = UPerHead(widths, n_out, channels)
+        elif head == "pixel":
+            bands = encoder.modalities[modality]
+            self.head = PixelHead(sum(widths), bands, n_out, min(channels, 32))
+        else:
+            self.head = nn.Conv2d(sum(widths), n_out, 1)
 
     def maps(self, x):  # pixels (B,C,H,W) -> list of maps for the head
         t = self.encoder(x, self.modality, layers=self.layers)
         if self.pyramid:
             return self.pyramid(t)
-        size = t.layers[0].grid
-        return [torch.cat([_to(o.as_map(), size) for o in t.layers], 1)]
+        maps, size = [o.as_map() for o in t.layers], t.layers[0].grid
+        if self.kind == "linear":
+            return [torch.cat([_to(m, size) for m in maps], 1)]
+        tokens = torch.cat([_to(_unit(m), size) for m in maps], 1)
+        return [tokens, self.encoder.normalize[self.modality](x.float())]
 
     def decode(self, maps, size):  # maps -> (B,n_out,H,W)
-        return _to(self.head(maps if self.pyramid else maps[0]), size)
+        return _to(self.head(maps[0] if self.kind == "linear" else maps), size)
 
     def forward(self, d):  # batch -> (B,n_out,H,W)
         x = self.pixels(d)

@@ -117,6 +117,8 @@ class Detector(WithEncoder):
     ):
         super().__init__(encoder, modality)
         self.n_classes = n_classes
+        self.settings = dict(n_classes=n_classes, modality=modality, channels=channels)
+        self.settings |= dict(anchors=list(anchors), **kwargs)
         self.pyramid = DetectionPyramid(encoder, channels)
         self.rpn, self.roi_heads = _torchvision_heads(n_classes, channels, anchors, kwargs)
 

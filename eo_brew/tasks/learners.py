@@ -58,7 +58,7 @@ def segmentation_learner(
     dls,  # batches `({modality: (B,C,H,W)}, y (B,H,W) int)`, 255 = unlabelled
     encoder,  # `Encoder`, or the name of a timm ViT or Swin
     n_classes: int = None,  # default `len(dls.classes)`
-    head: str = "uper",  # 'uper' (UPerNet, four scales) or 'linear'
+    head: str = "uper",  # 'uper' (UPerNet, four scales), 'pixel' (few labels) or 'linear'
     frozen: bool = False,  # train the head alone
     modality: str = "ms",  # which entry of the batch, which embedding
     layers: tuple = None,  # layers for the head
@@ -110,6 +110,8 @@ class ClassModel(WithEncoder):
         self.layers = layers
         width = sum(encoder.layer_widths(layers)) if layers else encoder.width
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Dropout(drop), nn.Linear(width, n_out))
+        self.settings = dict(n_out=n_out, pool=pool, layers=layers and list(layers))
+        self.settings |= dict(modality=modality)
 
     def forward(self, d):  # batch -> (B,n_out)
         t = self.encoder(self.pixels(d), self.modality, layers=self.layers)
@@ -194,6 +196,7 @@ class ChangeModel(DenseModel):
     def __init__(self, encoder, n_out=2, dates=("before", "after"), **kwargs):
         super().__init__(encoder, n_out, **kwargs)
         self.dates = dates
+        self.settings |= dict(dates=list(dates))
 
     def forward(self, d):  # batch with both dates -> (B,n_out,H,W)
         a, b = (self.pixels(d, k) for k in self.dates)
@@ -209,7 +212,7 @@ class ChangeModel(DenseModel):
 def change_learner(
     dls,  # batches `({'before': (B,C,H,W), 'after': the same}, y (B,H,W))`: 1 = change, 255 = unlabelled
     encoder,  # `Encoder`, or the name of a timm ViT or Swin
-    head: str = "uper",  # 'uper' or 'linear'
+    head: str = "uper",  # 'uper', 'pixel' or 'linear'
     frozen: bool = False,  # train the head alone
     modality: str = "ms",  # which embedding of the encoder
     dates: tuple = ("before", "after"),  # entries of the batch
@@ -243,6 +246,7 @@ class HeightModel(DenseModel):
     def __init__(self, encoder, scale=(0.0, 1.0), **kwargs):
         super().__init__(encoder, 1, **kwargs)
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+        self.settings.pop("n_out")
 
     def forward(self, d):
         return (
@@ -280,7 +284,7 @@ def height_learner(
     encoder,  # `Encoder`, or the name of a timm ViT or Swin
     nodata=None,  # marks missing heights: a number or nan; None: there are none, NaN is an error
     scale: tuple = None,  # (mean, std) of the heights; default those of one training batch
-    head: str = "uper",  # 'uper' or 'linear'
+    head: str = "uper",  # 'uper', 'pixel' or 'linear'
     frozen: bool = False,  # train the head alone
     modality: str = "ms",  # which entry of the batch, which embedding
     layers: tuple = None,  # layers for the head
