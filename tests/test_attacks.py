@@ -769,6 +769,7 @@ def test_commands_write_the_files_that_are_promised(eo, tmp_path, monkeypatch):
         "embed": [e, s, "--out", "v.parquet", "--size", 32],
         "export": [e, "hub"],
         "probe": [e, "--data", s, "--labels", y, "--out", "p", "--layers", 0],
+        "finetune": [e, s, "--labels", y, "--out", "m.safetensors", "--steps", 3, "--size", 32],
     }
     if not (find_spec("pyarrow") and find_spec("geopandas")):
         del lines["embed"]  # an extra
@@ -779,10 +780,9 @@ def test_commands_write_the_files_that_are_promised(eo, tmp_path, monkeypatch):
         code, _, err = eo(command, *line)
         assert code == 0, (command, err)
         files = [p.relative_to(place) for p in place.rglob("*") if p.is_file()]
-        if command in ("info", "predict", "embed"):
-            assert files == [
-                Path(n) for n in dict(predict=["m.tif"], embed=["v.parquet"]).get(command, [])
-            ]
+        if command in ("info", "predict", "embed", "finetune"):
+            one = dict(predict="m.tif", embed="v.parquet", finetune="m.safetensors").get(command)
+            assert files == ([Path(one)] if one else [])
             continue
         below, patterns = {str(Path(*f.parts[1:])) for f in files}, promised(command)
         assert len({f.parts[0] for f in files}) == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from .arguments import existing, existing_encoder, known_sensor, one_of
+from .model_commands import check_model_out, is_model, predict_model
 from .output import say, speaking
 from ..core.files import atomic_write, check_made_here, check_new, no_empty_folder
 
@@ -135,7 +136,11 @@ def _check_predict(encoder, scene, out, labels, dtype, overwrite):
     existing(scene, "scene")
     if labels:
         existing(labels, "--labels")
-    if Path(out).suffix not in (".tif", ".tiff", ".zarr"):
+    if is_model(encoder):
+        check_model_out(encoder, out)
+        if labels:
+            raise ValueError(f"{encoder} knows its classes: leave --labels out, or give an encoder")
+    elif Path(out).suffix not in (".tif", ".tiff", ".zarr"):
         raise ValueError(f"--out {out!r} must end in .tif (COG) or .zarr")
     if not Path(out).absolute().parent.is_dir():
         raise ValueError(
@@ -145,7 +150,9 @@ def _check_predict(encoder, scene, out, labels, dtype, overwrite):
     check_outputs([out], [encoder, scene, labels], overwrite)
 
 
-def _predict(encoder, scene, out, labels, modality, layers, size, reading, column, options):
+def _predict(
+    encoder, scene, out, labels, modality, layers, size, reading, column, any_gsd, options
+):
     "The map; `options` are those of `predict_raster`."
     from eo_brew.maps.predict import open_for, predict_raster
     from eo_brew.maps.models import fit_scene
@@ -153,20 +160,20 @@ def _predict(encoder, scene, out, labels, modality, layers, size, reading, colum
     encoder, modality, layers = load_for(encoder, modality, layers)
     scene, model = open_for(scene, encoder, modality, **reading), encoder
     if labels:
-        fit_scene(scene, encoder.sensors[modality] or scene.sensor)
+        fit_scene(scene, encoder.sensors[modality] or scene.sensor, any_gsd)
         model, names = _class_model(encoder, modality, layers, scene, labels, column)
         options = options | dict(kind="classes", names=names)
     else:
         options = options | dict(layers=layers)
     whole = (n // encoder.patch_size * encoder.patch_size for n in scene.shape)
     size = size or min(encoder.trunk.patch_embed.img_size[0], *whole)
-    return predict_raster(model, scene, out, modality, size=size, **options)
+    return predict_raster(model, scene, out, modality, size=size, any_gsd=any_gsd, **options)
 
 
 def run_predict(
-    encoder: str,  # encoder.safetensors, the folder that holds it, or hf-hub:USER/NAME
+    encoder: str,  # encoder.safetensors, its folder, hf-hub:USER/NAME, or a model of eo_brew finetune
     scene: str,  # raster, or folder with one file a band
-    labels: str = None,  # raster of classes on the grid of the scene, 255 = unlabelled: makes a map of classes
+    labels: str = None,  # raster or polygons of classes: makes a map of classes
     modality: str = None,  # which embedding of the encoder (default: its first)
     layers: list[int] = None,  # layers to join (default: the last; with --labels two of them)
     pca: int = 3,  # principal components of the tokens; 0: all channels
@@ -175,22 +182,26 @@ def run_predict(
     ] = "int16",  # of the map; integers have a scale
     size: int = None,  # pixels of a window (default: what the encoder was trained on)
     column: str = None,  # of --labels in polygons: which holds the class (default: told by its name)
+    after: str = None,  # the later date, for a model of change
+    any_gsd: bool = False,  # allow other pixel sizes than the encoder's
     overlap: int = None,  # pixels that windows share (default: a quarter of the window)
     bs: int = 8,  # windows at a time
     overwrite: bool = False,  # replace a map that exists
     *,
-    out: str,  # .tif (COG) or .zarr to write
+    out: str,  # .tif (COG) or .zarr to write; .csv for a model of images, .geojson of boxes
     **reading,
 ):
-    "Make a map of a whole scene: tokens, or classes when labels are given."
+    "Make a map of a whole scene: tokens, classes when labels are given, or what a fine-tuned model says."
     _check_predict(encoder, scene, out, labels, dtype, overwrite)
     options = dict(bs=bs, overwrite=overwrite)
-    options |= {} if labels else dict(dtype=dtype, pca=pca or None)
     options |= {} if overlap is None else dict(overlap=overlap)
     with speaking():
-        file = _predict(
-            encoder, scene, out, labels, modality, layers, size, reading, column, options
-        )
+        if is_model(encoder):
+            file = predict_model(encoder, scene, out, after, size, any_gsd, reading, **options)
+        else:
+            options |= {} if labels else dict(dtype=dtype, pca=pca or None)
+            how = (labels, modality, layers, size, reading, column, any_gsd, options)
+            file = _predict(encoder, scene, out, *how)
     megabytes = sum(f.stat().st_size for f in (file.rglob("*") if file.is_dir() else [file])) / 1e6
     print(f"{file}  ({megabytes:.1f} MB; opens in QGIS, or rasterio.open)")
 
