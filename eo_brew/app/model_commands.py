@@ -17,7 +17,7 @@ from ..core.files import atomic_write, check_made_here, check_new
 TASKS = ("segmentation", "classification", "change", "height", "detection")
 
 
-def check_finetune(encoder, scenes, labels, task, after, dtm, out, overwrite):
+def _check_finetune(encoder, scenes, labels, task, after, dtm, out, overwrite):
     "What can be told before torch is there."
     one_of(task, TASKS, "--task")
     existing_encoder(encoder)
@@ -45,7 +45,7 @@ def check_finetune(encoder, scenes, labels, task, after, dtm, out, overwrite):
     check_made_here(out)
 
 # %% ../../nbs/app/04_model_commands.ipynb #19e3a635
-def own_scenes(paths, encoder, modality, any_gsd=False, placed=True, **reading) -> list:
+def _own_scenes(paths, encoder, modality, any_gsd=False, placed=True, **reading) -> list:
     "Scenes with the bands and statistics of the encoder, in its units."
     from eo_brew.core.sensors import get_sensor, list_sensors
     from eo_brew.maps.models import check_units, fit_scene
@@ -62,7 +62,7 @@ def own_scenes(paths, encoder, modality, any_gsd=False, placed=True, **reading) 
     return scenes
 
 
-def window_size(scenes, encoder) -> int:
+def _window_size(scenes, encoder) -> int:
     "What the encoder was trained on, less for smaller scenes."
     patch = encoder.patch_size
     least = min(min(s.shape) for s in scenes) // patch * patch
@@ -73,7 +73,7 @@ def window_size(scenes, encoder) -> int:
     return min(encoder.trunk.patch_embed.img_size[0], least)
 
 
-def task_data(task, scenes, labels, options, column=None, dtm=None):
+def _task_data(task, scenes, labels, options, column=None, dtm=None):
     "DataLoaders of a task; `options` are those of `eo_dataloaders`."
     from eo_brew.data.dataloaders import eo_dataloaders
     from eo_brew.data.tasks import box_dataloaders, height_dataloaders, segmentation_dataloaders
@@ -89,7 +89,7 @@ def task_data(task, scenes, labels, options, column=None, dtm=None):
     return eo_dataloaders(scenes, labels=first or "folder", **options)
 
 
-def change_data(scenes, after, labels, options):
+def _change_data(scenes, after, labels, options):
     "DataLoaders of two dates."
     from eo_brew.data.tasks import change_dataloaders
 
@@ -111,14 +111,14 @@ def _finetune(
         modality or next(iter(encoder.modalities)), encoder.modalities, "modality"
     )
     placed = task != "classification"
-    found = own_scenes(scenes, encoder, modality, placed=placed, **reading)
-    size = options.pop("size") or window_size(found, encoder)
+    found = _own_scenes(scenes, encoder, modality, placed=placed, **reading)
+    size = options.pop("size") or _window_size(found, encoder)
     options |= dict(size=size, name=modality)
     if after:
-        later = own_scenes(after, encoder, modality, **reading)
-        dls = change_data(found, later, labels, options)
+        later = _own_scenes(after, encoder, modality, **reading)
+        dls = _change_data(found, later, labels, options)
     else:
-        dls = task_data(task, found, labels, options, column, dtm)
+        dls = _task_data(task, found, labels, options, column, dtm)
     what = f" of {' '.join(dls.classes)}" if getattr(dls, "classes", None) else ""
     print(
         f"{len(dls.train_ds)} windows of {size} px for training, {len(dls.valid_ds)} held out{what}"
@@ -161,7 +161,7 @@ def run_finetune(
     **reading,
 ):
     "Fine-tune an encoder on labels: a model that makes maps."
-    check_finetune(encoder, scenes, labels, task, after, dtm, out, overwrite)
+    _check_finetune(encoder, scenes, labels, task, after, dtm, out, overwrite)
     options = dict(
         size=size, bs=bs, seed=seed, valid_pct=valid_pct, block=block, min_valid=min_valid
     )
@@ -232,7 +232,7 @@ def _class_rows(model, scenes, size):
         yield s.name, model.task["classes"][best], round(float(share[best]), 4)
 
 
-def write_classes(model, scenes, size, out):
+def _write_classes(model, scenes, size, out):
     "A table of the classes of scenes."
     import csv
 
@@ -257,7 +257,7 @@ def _found_boxes(model, scene, size):
     return boxes[keep].tolist(), scores[keep].tolist(), kinds[keep].tolist()
 
 
-def write_boxes(model, scene, size, out):
+def _write_boxes(model, scene, size, out):
     "Boxes of objects as GeoJSON in degrees."
     import json
     from rasterio.warp import transform_geom
@@ -292,18 +292,18 @@ def predict_model(
         raise ValueError("--after, the later date, goes together with a model of change")
     placed = kind != "classification"
     given = dict(any_gsd=any_gsd, placed=placed) | (reading or {})
-    scenes = own_scenes(scene, net.encoder, net.modality, **given)
+    scenes = _own_scenes(scene, net.encoder, net.modality, **given)
     if kind == "classification":
-        write_classes(net, scenes, size, out)
+        _write_classes(net, scenes, size, out)
         return Path(out)
     if len(scenes) > 1:
         raise ValueError(f"scene {scene!r} holds {len(scenes)} scenes: give one of them")
     if kind == "detection":
-        write_boxes(net, scenes[0], size, out)
+        _write_boxes(net, scenes[0], size, out)
         return Path(out)
     seen = {net.modality: scenes[0]}
     if after:
-        later = own_scenes(after, net.encoder, net.modality, **given)
+        later = _own_scenes(after, net.encoder, net.modality, **given)
         seen = dict(zip(net.dates, (scenes[0], later[0])))
     named = dict(kind="values", names=("height",)) if kind == "height" else dict(kind="classes")
     if kind != "height":
