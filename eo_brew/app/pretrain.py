@@ -158,7 +158,7 @@ def _loaders(a):
         )
     dsm = dict(path=a["dsm"], sensor="dsm", size="same")
     data = {} if a["dsm"] is None else dict(modalities={"dsm": dsm})
-    data |= {k: a[k] for k in ("sensor", "bands", "bs", "seed")}
+    data |= dict(enough=64) | {k: a[k] for k in ("sensor", "bands", "bs", "seed")}
     return eo_dataloaders(a["scenes"], size=size, **data, **(a["data"] or {}))
 
 

@@ -42,6 +42,7 @@ class WindowOptions:
     split: object = "ground"  # 'ground', 'stripes', or a function (windows, scenes) -> train, valid
     valid_pct: float = 0.1  # share of the ground for validation; 0: none
     block: float = None  # side of the blocks of ground, CRS units
+    enough: int = 0  # training windows below which windows overlap; a batch at least
 
 
 @dataclass
@@ -129,14 +130,14 @@ def choose_windows(
     "List windows and split them; where there are few, windows overlap and validation makes do with less."
     fixed = windows is not None or o.n is not None or o.stride is not None
     strides = [o.stride] if fixed else [o.size, max(1, o.size // 2), max(1, o.size // 4)]
-    best = None
+    best, wanted = None, max(enough, o.enough)
     for stride in strides:
         table = _listed(scenes, o, stride, on_error) if windows is None else windows
         train, valid, note = _split(table, scenes, o)
-        found = len(valid) > 0 or not o.valid_pct, min(len(train), enough)
+        found = len(valid) > 0 or not o.valid_pct, min(len(train), wanted)
         if best is None or found > best[0]:
             best = found, train, valid, note, stride
-        if found == (True, enough):
+        if found == (True, wanted):
             break
     _, train, valid, note, stride = best
     if not len(train):
@@ -253,13 +254,14 @@ def eo_dataloaders(
     block: float = None,  # side of the blocks of ground, CRS units; None: one window, or three where they overlap
     classes=None,  # names of the labels' numbers 0, 1, ..., or {number: name}; None: as the labels say
     column: str = None,  # of polygons that holds the class; None: told by its name
+    enough: int = 0,  # training windows below which windows overlap; a batch at least
     **kwargs,  # further arguments of `open_scene`: offset, nodata, gain, crs, mask, ...
 ) -> DataLoaders:  # with `.sensors` (name -> Sensor) and `.classes`
     "Training and validation loaders over the scenes below `path`."
     reading = ReadingOptions(on_error, max_lost, allow_missing, in_memory, num_workers, threads)
     scenes = _open(path, sensor, bands, reading, kwargs)
     size = fitted_size(scenes) if size is None else size
-    wanted = WindowOptions(size, stride, n, seed, min_valid, split, valid_pct, block)
+    wanted = WindowOptions(size, stride, n, seed, min_valid, split, valid_pct, block, enough)
     train, valid = choose_windows(scenes, wanted, bs, windows, on_error)
     first = _with_statistics(scenes, train, on_error)
     specs = {k: v for k, v in (modalities or {}).items() if k != name}
