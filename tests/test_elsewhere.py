@@ -110,7 +110,10 @@ def test_terratorch_trains_a_decoder_on_an_encoder(encoder, tmp_path):
         write(tmp_path / f"y/{i}_lab.tif", y)
     folders = {}
     for split in ("train", "val", "test"):
-        folders |= {f"{split}_data_root": tmp_path / "x", f"{split}_label_data_root": tmp_path / "y"}
+        folders |= {
+            f"{split}_data_root": tmp_path / "x",
+            f"{split}_label_data_root": tmp_path / "y",
+        }
     data = GenericNonGeoSegmentationDataModule(
         batch_size=2,
         num_workers=0,

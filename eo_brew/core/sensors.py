@@ -57,20 +57,22 @@ class Sensor:
     center: str = "band"  # what normalisation subtracts: 'band' mean or patch 'median'
     decibel: str = "no"  # 'convert' linear power on reading; 'stored': files hold decibels already
     limits: tuple | None = None  # least and largest value that can be true
+    stretch: tuple = ()  # bands divided by their largest value in the image, then normalised
 
     def __post_init__(self):
         bands = tuple(b if isinstance(b, Band) else Band(**b) for b in self.bands)
         object.__setattr__(self, "bands", bands)
         object.__setattr__(self, "rgb", None if self.rgb is None else tuple(self.rgb))
         object.__setattr__(self, "limits", None if self.limits is None else tuple(self.limits))
+        object.__setattr__(self, "stretch", tuple(self.stretch))
         check_name(self.center, ("band", "median"), "center")
         check_name(self.decibel, ("no", "convert", "stored"), "decibel")
         if len(set(self.band_names)) < len(self.bands) or not self.bands:
             raise ValueError(
                 f"sensor {self.name!r}: bands={self.band_names} must be at least one and all different"
             )
-        for n in self.rgb or ():
-            check_name(n, self.band_names, f"rgb of sensor {self.name!r}: band")
+        for n in (*(self.rgb or ()), *self.stretch):
+            check_name(n, self.band_names, f"rgb or stretch of sensor {self.name!r}: band")
 
     @property
     def band_names(self) -> list:
@@ -158,7 +160,8 @@ def select(self: Sensor, bands) -> Sensor:
         )
     new = tuple(self.bands[self.band_names.index(n)] for n in found)
     rgb = self.rgb if self.rgb and set(self.rgb) <= {b.name for b in new} else None
-    return replace(self, bands=new, rgb=rgb)
+    stretch = tuple(n for n in self.stretch if n in {b.name for b in new})
+    return replace(self, bands=new, rgb=rgb, stretch=stretch)
 
 
 def _stat(self: Sensor, field: str) -> Tensor:
@@ -502,6 +505,8 @@ class SensorNormalize(nn.Module):
         self.sensor = get_sensor(sensor)
         self.register_buffer("mean", self.sensor.mean[None, :, None, None])
         self.register_buffer("std", self.sensor.std[None, :, None, None])
+        visible = torch.tensor([n in self.sensor.stretch for n in self.sensor.band_names])
+        self.register_buffer("visible", visible[:, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (B,C,H,W), in the units of the sensor
         if x.shape[-3] != len(self.sensor):
@@ -510,11 +515,14 @@ class SensorNormalize(nn.Module):
             )
         if self.sensor.center == "median":
             x = x - x.flatten(-2).median(-1).values[..., None, None]
+        if self.sensor.stretch:
+            top = x.masked_fill(~self.visible, 0).amax((-3, -2, -1), keepdim=True).clamp(min=1e-6)
+            x = torch.where(self.visible, x / top, x)
         return (x - self.mean) / self.std
 
     def decode(
         self, x: Tensor
-    ) -> Tensor:  # (B,C,H,W) normalised; heights come back relative to the patch's median
+    ) -> Tensor:  # (B,C,H,W) normalised; heights come back relative to the median, stretched bands to the maximum
         return x * self.std + self.mean
 
 # %% ../../nbs/core/01_sensors.ipynb #9103ef71

@@ -58,7 +58,7 @@ def check_units(
     sensor: Sensor,  # with statistics
 ):
     "ValueError when the numbers of the scene are of another scale than the encoder's statistics."
-    if not sensor.has_stats:
+    if not sensor.has_stats or sensor.stretch:  # whose statistics are not of the values that travel
         return
     h, w = scene.shape
     n = (min(512, h), min(512, w))

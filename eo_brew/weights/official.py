@@ -7,6 +7,7 @@ __all__ = ['load_official']
 
 # %% ../../nbs/weights/02_official.ipynb #cb656eef
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -85,10 +86,26 @@ def vit_shape(
 _S2_ORDER = ("B05", "B06", "B07", "B08", "B8A", "B11", "B12")
 
 
-def _deo_sensors(rgb_order, embeds):
+#: mean and std of the visible bands behind their division by the maximum of the crop
+_RELEASED = dict(B04=(0.4182, 0.2877), B03=(0.4215, 0.2754), B02=(0.3991, 0.2764))
+
+
+def released_input(
+    sensor: Sensor,  # Sentinel-2 bands
+) -> Sensor:
+    "The sensor that normalises as the released training of DEO did."
+    visible = tuple(n for n in sensor.band_names if n in _RELEASED)
+    own = [_RELEASED.get(b.name, (b.mean, b.std)) for b in sensor.bands]
+    return replace(sensor, stretch=visible).with_stats(*zip(*own))
+
+
+def _deo_sensors(rgb_order, embeds, input="sensor"):
     "Sensors of the embeddings in the file, by their number of bands."
     s2, want = get_sensor("sentinel2_l1c"), {"ms": [*rgb_order, *_S2_ORDER], "rgb": list(rgb_order)}
-    return {m: s2.select(want[m]) if n == len(want[m]) else n for m, n in embeds.items()}
+    found = {m: s2.select(want[m]) if n == len(want[m]) else n for m, n in embeds.items()}
+    if input == "sensor":
+        return found
+    return {m: s if isinstance(s, int) else released_input(s) for m, s in found.items()}
 
 
 def deo_vit(
@@ -273,15 +290,21 @@ def load_official(
     img_size: int = 320,  # MSSDF training files: px of the training images
     rgb: str | Sensor = "rgb",  # MSSDF: what the three channels are
     num_heads: int | tuple = None,  # attention heads, where they are not 64 channels wide
+    input: str = "sensor",  # DEO: 'sensor' statistics, or as 'released': what its training fed
 ) -> Encoder:  # in evaluation mode; `.metadata` says what was left aside
     "A published checkpoint as an encoder: nothing missing, nothing left over."
     check_name(name, _NAMES, "name")
     check_name(entry, ("student", "teacher"), "entry")
+    check_name(input, ("sensor", "released"), "input")
+    if input == "released" and not name.startswith("deo"):
+        raise ValueError(f"input='released' is known of DEO's weights, not of {name}: leave it out")
     weights, beside = _entry(path, entry)
     weights, left = unwrap(weights)
     if name.startswith("deo"):
         convert = deo_swin if "swin" in name else deo_vit
-        args, weights = convert(weights, lambda embeds: _deo_sensors(rgb_order, embeds), num_heads)
+        args, weights = convert(
+            weights, lambda embeds: _deo_sensors(rgb_order, embeds, input), num_heads
+        )
     else:
         args, weights, more = mssdf_vit(weights, img_size, rgb, num_heads)
         left += more
