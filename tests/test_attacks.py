@@ -764,6 +764,7 @@ def test_commands_write_the_files_that_are_promised(eo, tmp_path, monkeypatch):
     tiny = RUN[: RUN.index("--epochs")] + "--epochs 1 --n 24 --bs 24 --valid-pct 0".split()
     lines = {
         "pretrain": [s, *tiny, "--out", "run"],
+        "pack": [s, "--sensor", "sentinel2_l1c", "--size", 96, "--n", 8, "--out", "packed"],
         "info": [s, "--sensor", "sentinel2_l1c"],
         "predict": [e, s, "--out", "m.tif", "--size", 32],
         "embed": [e, s, "--out", "v.parquet", "--size", 32],

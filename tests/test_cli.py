@@ -16,7 +16,7 @@ import torch
 from affine import Affine
 
 import eo_brew
-from eo_brew.app.arguments import SENSORS, option_words
+from eo_brew.app.arguments import SENSORS, described, option_words
 from eo_brew.app.cli import COMMANDS, main
 from eo_brew.models.encoder import create_encoder
 from eo_brew.weights.export import from_pretrained
@@ -393,6 +393,9 @@ AT_ONCE = {
     "pretrain --resume --out nowhere": "there is no run in nowhere",
     "pretrain --config no.yaml": "--config 'no.yaml' does not exist",
     "pretrain . --mask clouds": "--mask 'clouds' is not known",
+    "pretrain . --precision fp16": "There are auto, bf16, fp32",
+    "pack . --out packed --labels no.tif": "--labels 'no.tif' does not exist",
+    "pack sceens --out packed": "Did you mean",
     "info no.tif": "path 'no.tif' does not exist",
     "info s.tif --picture made/log.csv": "exists",
     "predict runs/deo s.tif --out m.tif": "write hf-hub:runs/deo",
@@ -591,3 +594,10 @@ def test_what_fastai_puts_around_an_error_is_taken_off():
     inner = "Exception occured in `Recorder` when calling event `after_batch`:\n\t"
     said = option_words(2 * inner + "the loss is nan, call fit(4)", ["epochs"])
     assert said == "the loss is nan, call --epochs 4"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_its_comment(command):
+    "A signature that is laid out over several lines must not lose one, nor give it to the next."
+    found = {k: comment for k, (_, _, comment, _) in described(COMMANDS[command]).items()}
+    assert all(found.values()), [k for k, v in found.items() if not v]

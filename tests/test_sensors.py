@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from eo_brew.core.normalize import SensorNormalize
 from eo_brew.core.sensors import (
     Sensor,
-    SensorNormalize,
     get_sensor,
     list_sensors,
     load_sensor,

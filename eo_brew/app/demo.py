@@ -20,6 +20,7 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
 import eo_brew.maps.predict  # noqa: F401  (adds `.eo.predict`)
+import eo_brew.runs.precision  # noqa: F401  (adds `.to_precision`)
 from ..core.sensors import get_sensor
 from ..core.show import show_labels, show_pca, show_rgb
 from ..data.dataloaders import eo_dataloaders
@@ -200,13 +201,14 @@ def demo(
     steps: int = None,  # training steps; None: as many as take minutes on two cores
     seed: int = 0,  # of everything random
     method: str = "deo",  # any of `list_methods()`
+    precision: str = "auto",  # 'bf16', 'fp32', or what is faster on this machine
 ) -> DemoResult:  # and in `out`: encoder.safetensors, log.csv, tokens.png, report.json
     "Train on the embedded scene; look at and probe the encoder before and after."
     steps = get_method(method).demo["steps"] if steps is None else steps
     if steps < 1:
         raise ValueError(f"steps is {steps}: at least one step is needed")
     out, start = new_folder(out), time.time()
-    learn = demo_learner(seed, method, steps)
+    learn = demo_learner(seed, method, steps).to_precision(precision)
     print("1/4  probe the random encoder")
     before, random = _look(learn, seed)
     print(f"2/4  train {learn.method['method']}: {steps} steps of {learn.dls.bs} windows")

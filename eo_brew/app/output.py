@@ -73,18 +73,30 @@ def _warn(message, category, filename, lineno, file=None, line=None):
 
 
 @contextmanager
+def _bars_by(writer):
+    "The bars of fastprogress are written by `writer`."
+    import fastprogress.fastprogress as bars
+
+    kept, bars.WRITER_FN, bars.print = bars.WRITER_FN, writer, writer
+    try:
+        yield
+    finally:
+        bars.WRITER_FN = kept
+        del bars.print
+
+
+@contextmanager
 def speaking(
     quiet: bool = False,  # the result alone
     verbose: bool = False,  # warnings with their place in the program
     json: bool = False,  # the result as JSON
+    bars: bool = True,  # will there be any? what draws them takes half a second to import
 ):
     "Where results, remarks, warnings and bars go while a command works."
-    import fastprogress.fastprogress as bars
-
-    kept = bars.WRITER_FN
     with ExitStack() as stack:
         _now.update(stream=sys.stdout, json=json)
-        bars.WRITER_FN = bars.print = Progress(sys.stderr, quiet=quiet)
+        if bars:
+            stack.enter_context(_bars_by(Progress(sys.stderr, quiet=quiet)))
         nowhere = stack.enter_context(open(os.devnull, "w"))
         stack.enter_context(redirect_stdout(nowhere if quiet else sys.stderr))
         stack.enter_context(warnings.catch_warnings())
@@ -95,6 +107,4 @@ def speaking(
         try:
             yield
         finally:
-            bars.WRITER_FN = kept
-            del bars.print
             _now.update(stream=None, json=False)

@@ -10,7 +10,6 @@ import warnings
 
 import numpy as np
 import torch
-from fastai.data.load import SkipItemException
 
 from ..scenes.scene import Scene, read_window
 from ..core.sensors import Sensor, get_sensor, with_rgb
@@ -63,6 +62,8 @@ class LostWindows:
                 f"{int(self.lost.sum())} of {len(self.lost)} windows could not be read, "
                 f"more than max_lost={self.max_lost}; the last: {error}"
             ) from error
+        from fastai.data.load import SkipItemException  # who skips has fastai already
+
         raise SkipItemException
 
     def report(self) -> list:  # of (scene name, window)
@@ -106,6 +107,7 @@ class WindowDataset:
         self.others = list(others)
         self.cache = {}
         self.allow_missing = allow_missing
+        self.store = None  # set by `open_store`
         self.lost_windows = LostWindows(windows, on_error, max_lost)
         total = sum(4 * len(s.bands) * s.shape[0] * s.shape[1] for s in self.scenes)
         self.in_memory = total <= 2**28 if in_memory is None else in_memory
@@ -176,18 +178,31 @@ def _entries(name: str, x: np.ndarray, valid: np.ndarray, sensor: Sensor, bands:
 # %% ../../nbs/data/05_samples.ipynb #9d62913d
 def _sample(self: WindowDataset, i: int, out: np.ndarray = None) -> tuple:
     "Read sample `i`."
-    s, window = self.windows[i]
-    x, valid = self.read(self.scenes[s], window, out)
-    item = _entries(self.name, x, valid, self.sensor, self.allow_missing)
+    kept = self.store and self.store.get(i, out)
+    parts, y = kept or self._fresh(i, out)
+    item = _entries(self.name, *parts[self.name], self.sensor, self.allow_missing)
     for o in self.others:
         if isinstance(o, str):
             item = with_rgb(item, self.sensor, self.name, o)
         else:
-            item |= _entries(
-                o.name, *o.read(s, self.scenes[s], window), o.sensor, self.allow_missing
-            )
+            item |= _entries(o.name, *parts[o.name], o.sensor, self.allow_missing)
     item["index"] = torch.tensor(i)
-    return (item,) if self.labels is None else (item, self.label(i))
+    if self.labels is None:
+        return (item,)
+    return item, self.label(i) if y is None else y
+
+
+def _fresh(self: WindowDataset, i: int, out: np.ndarray = None) -> tuple:
+    "Values and valid mask of each modality of window `i`, and its label where there is a store to keep it."
+    s, window = self.windows[i]
+    parts = {self.name: self.read(self.scenes[s], window, out)}
+    for o in (o for o in self.others if not isinstance(o, str)):
+        parts[o.name] = o.read(s, self.scenes[s], window)
+    if self.store is None:
+        return parts, None
+    y = None if self.labels is None else self.label(i)
+    self.store.put(i, parts, y)
+    return parts, y
 
 
 def _label(self: WindowDataset, i: int):
@@ -200,4 +215,5 @@ def _label(self: WindowDataset, i: int):
 
 WindowDataset.read = _read
 WindowDataset.sample = _sample
+WindowDataset._fresh = _fresh
 WindowDataset.label = _label

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
 import eo_brew
@@ -212,7 +211,11 @@ def run_on_cluster(
 
 
 def _bar(items, progress, total=None):
-    return progress_bar(items, total=total, leave=False) if progress else items
+    if not progress:
+        return items
+    from fastprogress.fastprogress import progress_bar
+
+    return progress_bar(items, total=total, leave=False)
 
 # %% ../../nbs/maps/03_jobs.ipynb #dc4cb323
 _jobs = {}

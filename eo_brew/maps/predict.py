@@ -7,13 +7,11 @@ __all__ = ['predict_raster']
 
 # %% ../../nbs/maps/04_predict.ipynb #716b7911
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import xarray as xr
 from fastcore.basics import patch
-from xarray.backends import BackendArray
-from xarray.core.indexing import IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
 
 import eo_brew
 from ..core.files import check_made_here, one_writer
@@ -24,7 +22,6 @@ from .models import model_modality
 from .sweep import Sweep
 from eo_brew.maps.write import (
     MapSpec,
-    Packing,
     check_packing,
     fit_packing,
     hex_rgba,
@@ -44,7 +41,7 @@ def open_for(
     "The scene; a path is opened with the sensor and bands of the model's encoder."
     if isinstance(scene, Scene):
         return scene
-    if isinstance(scene, xr.DataArray):
+    if hasattr(scene, "encoding"):  # a DataArray, told without importing xarray
         return _scene_of(scene)
     encoder = _encoder_of(model)
     sensor = encoder and encoder.sensors.get(modality)
@@ -212,33 +209,11 @@ def predict_raster(
     return out
 
 # %% ../../nbs/maps/04_predict.ipynb #6d73c3fc
-class _LazyMap(BackendArray):
-    "xarray's door to `Sweep.region`."
-
-    def __init__(self, sweep: Sweep, packing: Packing):
-        self.sweep = sweep
-        self.packing = packing
-        self.dtype = np.dtype(packing.dtype)
-        self.shape = (1 if packing.kind == "classes" else sweep.channels, *sweep.shape)
-
-    def __getitem__(self, key):
-        return explicit_indexing_adapter(key, self.shape, IndexingSupport.BASIC, self._get)
-
-    def _get(self, key):
-        spans = [
-            (range(n)[k], k) if isinstance(k, slice) else (range(k, k + 1), k)
-            for k, n in zip(key, self.shape)
-        ]
-        if not all(len(r) for r, _ in spans):
-            return np.zeros([len(r) for r, k in spans if isinstance(k, slice)], self.dtype)
-        (y0, y1), (x0, x1) = ((min(r), max(r) + 1) for r, _ in spans[1:])
-        out, valid = self.sweep.region(y0, x0, y1 - y0, x1 - x0, self.packing)
-        out[:, ~valid] = self.packing.nodata
-        at = [
-            key[0],
-            *(slice(None, None, r.step) if isinstance(k, slice) else 0 for r, k in spans[1:]),
-        ]
-        return out[tuple(at)]
+def _block(sweep, packing, bands, rows, cols):
+    "What xarray asks for: ranges (first, last + 1) of a map."
+    out, valid = sweep.region(rows[0], cols[0], rows[1] - rows[0], cols[1] - cols[0], packing)
+    out[:, ~valid] = packing.nodata
+    return out[slice(*bands)]
 
 # %% ../../nbs/maps/04_predict.ipynb #1e149fa5
 @patch
@@ -249,24 +224,19 @@ def predict(
     kind: str = None,  # 'classes', 'values' or 'embeddings'
     names: tuple = (),  # of classes or bands; default: the classes of a Learner's data
     **sweep,  # size, overlap, ...: see `Sweep`
-) -> xr.DataArray:  # (band,y,x), computed where it is looked at
+) -> object:  # xarray.DataArray (band,y,x), computed where it is looked at
     "The map that a model makes of this scene, lazily."
+    from eo_brew.scenes.xarrays import lazy_array
+
     modality = modality or model_modality(model)
     s = Sweep(model, open_for(self._da, model, modality), modality, kind, **sweep)
     check_packing(s.kind, s.channels)
     names, _ = _check_names(s, model, None, names, ())
-    lazy = LazilyIndexedArray(_LazyMap(s, fit_packing(s.kind)))
-    da = xr.DataArray(xr.Variable(("band", "y", "x"), lazy), _coordinates(s), name=s.kind)
+    packing = fit_packing(s.kind)
+    shape = (1 if s.kind == "classes" else s.channels, *s.shape)
+    read = partial(_block, s, packing)
+    bands = list(names) if names and s.kind != "classes" else None
+    da = lazy_array(read, shape, packing.dtype, _transform(s), s.scene.crs, s.kind, bands)
     if names:
         da.attrs["names"] = list(names)
-    if names and s.kind != "classes":
-        da = da.assign_coords(band=list(names))
-    return da.rio.write_transform(_transform(s)).rio.write_crs(s.scene.crs)
-
-
-def _coordinates(sweep):
-    "Centres of a map's cells."
-    t, (height, width) = _transform(sweep), sweep.shape
-    y = t.f + t.e * (np.arange(height) + 0.5)
-    x = t.c + t.a * (np.arange(width) + 0.5)
-    return dict(y=y, x=x)
+    return da

@@ -23,7 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .backbones import check_arch, create_backbone, inflate_kernel, pad_windows_first
 from ..core.checks import check_name, nearest
-from ..core.sensors import Sensor, SensorNormalize, get_sensor
+from ..core.normalize import SensorNormalize
+from ..core.sensors import Sensor, get_sensor
 from .tokens import Tokens, take_visible, visible_index
 
 # %% ../../nbs/models/01_encoder.ipynb #89af670c

@@ -9,8 +9,6 @@ __all__ = []
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .containers import Variable, container_kind, one_variable, open_container
@@ -122,6 +120,9 @@ def _outside(b: BandFile, x: np.ndarray) -> np.ndarray:
 
 def _resize(x, bad, size: tuple, kernel: str) -> tuple:
     "Antialiased bilinear over the valid pixels; validity by the nearest."
+    import torch
+    import torch.nn.functional as F
+
     t = lambda v: torch.from_numpy(np.ascontiguousarray(v, np.float64))[None]
     near = lambda v: F.interpolate(t(v), size, mode="nearest-exact")[0].numpy()
     if kernel == "nearest":

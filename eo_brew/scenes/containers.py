@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-import xarray as xr
 from affine import Affine
 
 from ..core.names import is_quality
@@ -31,8 +30,9 @@ def container_kind(
     return "hdf5" if path.endswith((".h5", ".hdf5")) else "zarr" if in_zarr(path) else "netcdf"
 
 
-def _open_zarr(path: str) -> xr.Dataset:
-    "A Zarr group; a fill value other than the 0 that nobody chose counts as one."
+def _open_zarr(path: str):
+    "A Zarr group as a data set; a fill value other than the 0 that nobody chose counts as one."
+    import xarray as xr
     import zarr
 
     if isinstance(zarr.open(path, mode="r"), zarr.Array):
@@ -66,6 +66,8 @@ def open_container(
             return h5py.File(path, "r")
         if kind == "zarr":
             return _open_zarr(path)
+        import xarray as xr
+
         return xr.open_dataset(path, chunks=None, mask_and_scale=False)
 
 # %% ../../nbs/scenes/04_containers.ipynb #c0a70002
@@ -103,11 +105,18 @@ class Variable:
         )
 
 
+def is_dataset(
+    src,  # from `open_container`
+) -> bool:
+    "Is it xarray's, not h5py's? Told without importing xarray, which takes seconds."
+    return hasattr(src, "data_vars")
+
+
 def variables(
     src,  # from `open_container`
 ) -> dict:  # {name: Variable}
     "All arrays of a container."
-    if isinstance(src, xr.Dataset):
+    if is_dataset(src):
         return {str(n): one_variable(src, n) for n in src.variables}
     found = []
     src.visititems(lambda n, v: found.append(n) if hasattr(v, "shape") else None)
@@ -119,7 +128,7 @@ def one_variable(
     name: str,  # of the array
 ) -> Variable:
     "One array of a container."
-    if isinstance(src, xr.Dataset):
+    if is_dataset(src):
         v = src.variables[name]
         dims = tuple("" if str(d).startswith("phony_dim") else str(d) for d in v.dims)  # none named
         return Variable(str(name), v, dims, {k: _plain(a) for k, a in v.attrs.items()})
@@ -207,7 +216,7 @@ def find_layout(
     word = "".join(_letter(d, of) for d in v.dims)
     if {"y", "x"} <= set(word) and "?" not in word and len(set(word)) == len(word):
         return word
-    if isinstance(v.data, xr.Variable) and any(v.dims):
+    if hasattr(v.data, "encoding") and any(v.dims):
         return None
     could = _by_shape(v.shape, counts)
     if len(could) > 1:
@@ -560,6 +569,6 @@ def layer_names(
         return [path]
     v = variables(src)[b.description]
     n, dim = v.shape[b.layout.index("n")], v.dims[b.layout.index("n")]
-    times = src[dim].values if isinstance(src, xr.Dataset) and dim in src.coords else np.zeros(n)
+    times = src[dim].values if is_dataset(src) and dim in src.coords else np.zeros(n)
     dates = [f"_{str(t)[:10]}" for t in times] if times.dtype.kind == "M" else [""] * n
     return [f"{path}#{i}{d}" for i, d in enumerate(dates)]

@@ -8,11 +8,10 @@ __all__ = ['Surveyed', 'Survey', 'survey_scenes']
 # %% ../../nbs/scenes/11_survey.ipynb #3386efa2
 from dataclasses import dataclass
 
-from fastprogress.fastprogress import progress_bar
-
 from .describe import Description, describe_raster
 from .open import _found, odd_bands
 from ..core.sensors import Sensor
+from .stats import _bar
 
 # %% ../../nbs/scenes/11_survey.ipynb #f47862ad
 @dataclass
@@ -95,8 +94,7 @@ def survey_scenes(
     "Look at every scene below `path`."
     found = list(_found(path, sensor))
     each = max(1, limit // max(1, len(found)))
-    bar = progress_bar(found, leave=False) if progress else found
-    rows = [_one(p, sensor, bands, each, kwargs) for p in bar]
+    rows = [_one(p, sensor, bands, each, kwargs) for p in (_bar(found) if progress else found)]
     opened = [r for r in rows if r.found]
     for r, odd in zip(opened, odd_bands([r.found.scenes[0] for r in opened])):
         r.error = odd
