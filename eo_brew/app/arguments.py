@@ -7,15 +7,16 @@ __all__ = ['several', 'number_or_none']
 
 # %% ../../nbs/app/02_arguments.ipynb #b73e297e
 import argparse
+import ast
 import difflib
 import inspect
+import io
 import re
 import sys
+import tokenize
 import typing
 from pathlib import Path
 from typing import Literal
-
-from fastcore.docments import docments
 
 import eo_brew
 from ..core.trust import check_folder
@@ -52,17 +53,31 @@ def flag(
     return "--" + name.replace("_", "-")
 
 
+def comments(
+    function,  # with a comment behind each argument
+) -> dict:  # name -> comment, '' where there is none
+    "What stands behind the last line of each argument: fastcore's docments, which is slower, looks at the first."
+    source = inspect.getsource(function)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    said = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    a = ast.parse(source).body[0].args
+    usual = a.posonlyargs + a.args
+    given = dict(zip(usual[::-1], a.defaults[::-1])) | dict(zip(a.kwonlyargs, a.kw_defaults))
+    every = [*usual, *a.kwonlyargs, *filter(None, [a.vararg, a.kwarg])]
+    last = {v.arg: (given.get(v) or v).end_lineno for v in every}
+    return {name: said.get(line, "") for name, line in last.items()}
+
+
 def described(
     function,  # a command
 ) -> dict:  # name -> annotation, default and comment of each argument
     "The arguments of a command; `**reading` stands for those of `reading`."
-    found = docments(function, full=True, returns=False, eval_str=True)
-    out = {}
+    said, out = comments(function), {}
     for name, p in inspect.signature(function).parameters.items():
         if p.kind is p.VAR_KEYWORD:
             out |= described(GROUPS[name])
         else:
-            out[name] = (found[name].anno, p.default, found[name].docment or "", p.kind)
+            out[name] = (p.annotation, p.default, said[name], p.kind)
     return out
 
 
@@ -70,14 +85,20 @@ def described(
 GROUPS = {}
 
 # %% ../../nbs/app/02_arguments.ipynb #5fcd5554
+#: choices, by a name each: a comment is found only behind an argument of one line
+MaskName = Literal["scl", "fmask", "hls_fmask", "qa_pixel"]
+Preset = Literal["auto", "paper", "released"]
+OnError = Literal["raise", "skip"]
+Precision = Literal["auto", "bf16", "fp32"]
+Dtype = Literal["float32", "float16", "int16", "int8"]
+
+
 def reading(
     offset: float = None,  # DN to add to every value, before the gain (default: as the product says)
     gain: float = None,  # multiplied after the offset (reflectance 0..1 to DN: 10000)
     nodata: number_or_none = None,  # number that means nothing, or none (default: as the file says)
     crs: str = None,  # in the place of a wrong or missing CRS, e.g. EPSG:32633
-    mask: Literal[
-        "scl", "fmask", "hls_fmask", "qa_pixel"
-    ] = None,  # cloud mask in the folder of each scene
+    mask: MaskName = None,  # cloud mask in the folder of each scene
     gsd: float = None,  # read at this pixel size, in units of the CRS (default: the finest band)
     variable: str = None,  # of a netCDF, HDF5 or Zarr file that has several
     layout: str = None,  # order of the axes of an array that does not name them, e.g. nyxc

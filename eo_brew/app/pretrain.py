@@ -12,8 +12,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from fastai.torch_core import rank_distrib, set_seed
+from fastai.torch_core import default_device, rank_distrib, set_seed
 
 from .demo import StopAfter, new_folder
 from ..core.files import check_new, no_empty_folder, one_writer
@@ -26,6 +25,7 @@ from ..runs.distributed import distribute
 from ..runs.dry_run import dry_run as measure
 from ..runs.faults import StopOnNaN, StopOnSignal
 from ..runs.monitors import LoaderWait
+from ..runs.precision import choose_precision
 from ..runs.same_run import check_same_run, run_facts, write_record
 from ..train.log import StepLog
 from ..views.multicrop import MultiCrop
@@ -85,7 +85,8 @@ def held(
 _WORDS = dict(checkpoint="vfm_checkpoint", num_workers="workers")
 _CONFIG = (
     "scenes sensor bands method preset dsm arch vfm vfm_checkpoint epochs steps size patch_size views bs lr seed "
-    "workers on_error stride n valid_pct block min_valid allow_missing offset gain nodata crs mask gsd "
+    "workers precision store on_error stride n valid_pct block min_valid allow_missing offset gain "
+    "nodata crs mask gsd "
     "variable layout speckle"
 ).split()
 
@@ -103,7 +104,7 @@ def config_of(
     scenes = args["scenes"] if isinstance(args["scenes"], (list, tuple)) else [args["scenes"]]
     plain = (str, int, float, bool, list, tuple)
     config = {k: args[k] for k in _CONFIG if isinstance(args.get(k), plain) and k != "scenes"}
-    for k in {"dsm", "vfm_checkpoint"} & args.keys():
+    for k in {"dsm", "vfm_checkpoint", "store"} & args.keys():
         config[k] = _absolute(args[k])
     config = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
     return dict(scenes=[_absolute(s) for s in scenes if isinstance(s, (str, Path))], **config)
@@ -190,10 +191,10 @@ def _facts(a, dls, epochs, options):
 
 
 def _learner(a, dls, epochs, options):
-    "The learner of a run, in bf16 where there is a GPU."
+    "The learner of a run, in the precision that was asked for."
     steps = a["steps"] or epochs * len(dls.train)
     learn = get_method(a["method"]).create(dls, a["preset"], steps, **options)
-    return learn.to_bf16() if torch.cuda.is_available() else learn
+    return learn.to_precision(a["precision"])
 
 # %% ../../nbs/app/01_pretrain.ipynb #1c5b2996
 def pretrain(
@@ -217,6 +218,7 @@ def pretrain(
     views=None,  # a `MultiCrop`, or pixels of global and local views; None: the method's own
     preset="auto",  # settings of the method: 'auto' chooses by what there is, 'paper', 'released', or a dict
     allow_change: tuple = (),  # facts that may differ from those of the run that is resumed
+    precision: str = "auto",  # 'bf16', 'fp32', or what is faster on this machine
     **kwargs,  # to the method's learner: lr, patch_size, ...
 ):  # path of encoder.safetensors; a `DryRun` if that was wanted
     "Pretrain on a folder of scenes. Raises a ValueError for what does not fit, before any training."
@@ -225,6 +227,7 @@ def pretrain(
     if resume and (out / "encoder.safetensors").exists():
         print(f"{out} holds a finished run: there is nothing to go on with")
         return out / "encoder.safetensors"
+    given["precision"] = choose_precision(precision, default_device())  # kept: a resumed run has it
     if dry_run:
         plan = _plan(given)
         return measure(_learner(given, *plan), plan[1])

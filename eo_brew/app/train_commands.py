@@ -119,9 +119,7 @@ def run_pretrain(
     steps: int = None,  # training steps, in as many epochs as they take, instead of --epochs
     size: int = None,  # pixels of a window (default: fitted to the scenes; 256 with --arch or the paper's presets)
     patch_size: int = None,  # pixels of a token (default: as --arch has it)
-    views: list[
-        int
-    ] = None,  # pixels of the global and of the local views; one number: no local ones (DEO: 224 96)
+    views: list[int] = None,  # px of the global and of the local views; one number: no local ones
     stride: int = None,  # pixels between windows; below --size they overlap (default: --size)
     n: int = None,  # number of random windows instead of regular ones
     valid_pct: float = None,  # share of the ground for validation (default: .1)
@@ -136,9 +134,7 @@ def run_pretrain(
     store: str = None,  # folder that keeps the windows when they are first read, for the epochs to come
     seed: int = 0,  # of everything random
     resume: bool = False,  # go on with the run in --out
-    allow_change: list[
-        str
-    ] = None,  # with --resume: go on although these have changed, e.g. scenes offset
+    allow_change: list[str] = None,  # with --resume: what may have changed, e.g. scenes offset
     dry_run: bool = False,  # measure a few steps: images/s, memory, largest batch, time of all epochs; writes nothing
     quiet: bool = False,  # the result alone
     verbose: bool = False,  # warnings and errors with their place in the program

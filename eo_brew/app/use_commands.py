@@ -7,9 +7,8 @@ __all__ = []
 
 # %% ../../nbs/app/04_use_commands.ipynb #aa0bec1a
 from pathlib import Path
-from typing import Literal
 
-from .arguments import existing, existing_encoder, known_sensor, one_of
+from .arguments import Dtype, existing, existing_encoder, known_sensor, one_of
 from .model_commands import check_model_out, is_model, predict_model
 from .output import say, speaking
 from ..core.files import atomic_write, check_made_here, check_new, no_empty_folder
@@ -89,7 +88,7 @@ def run_info(
         known_sensor(sensor)
     if picture:
         _check_picture(picture, overwrite)
-    with speaking(quiet, verbose, json):
+    with speaking(quiet, verbose, json, bars=Path(path).is_dir()):
         found = _describe(path, sensor, bands, reading)
         say(found, found.to_dict())
         if picture:
@@ -177,9 +176,7 @@ def run_predict(
     modality: str = None,  # which embedding of the encoder (default: its first)
     layers: list[int] = None,  # layers to join (default: the last; with --labels two of them)
     pca: int = 3,  # principal components of the tokens; 0: all channels
-    dtype: Literal[
-        "float32", "float16", "int16", "int8"
-    ] = "int16",  # of the map; integers have a scale
+    dtype: Dtype = "int16",  # of the map; integers have a scale
     size: int = None,  # pixels of a window (default: what the encoder was trained on)
     column: str = None,  # of --labels in polygons: which holds the class (default: told by its name)
     after: str = None,  # the later date, for a model of change
@@ -340,16 +337,12 @@ def _probe(
 def run_probe(
     encoders: list[str],  # encoder.safetensors, or the folder that holds it
     out: str = "eo_brew_probe",  # folder to write
-    tasks: list[str] = [
-        "linear"
-    ],  # linear, knn, or a linear probe with 1%, 5% or 10% of the labels
+    tasks: list[str] = ["linear"],  # linear, knn, or linear with 1%, 5%, 10% of the labels
     rgb: str = None,  # timm model beside them, on red, green and blue alone; efficientnet_lite2: the demo's teacher
     rgb_checkpoint: str = None,  # local weights of --rgb, where no hub can be reached
     seeds: int = 1,  # draws of the windows held out to choose the probe, and of the labels
     modality: str = None,  # which embedding of the encoders (default: the first)
-    layers: list[
-        int
-    ] = None,  # layers to join (default: one at two thirds of the depth and the last)
+    layers: list[int] = None,  # to join (default: one at two thirds of the depth, and the last)
     column: str = None,  # of --labels in polygons: which holds the class (default: told by its name)
     overwrite: bool = False,  # replace a table that exists
     quiet: bool = False,  # the result alone

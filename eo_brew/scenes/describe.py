@@ -9,7 +9,6 @@ __all__ = ['Description', 'describe_raster']
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import rasterio
 
@@ -99,6 +98,8 @@ def describe_raster(
 
 def _plot(self: Description, size: int = 600):
     "The first scene in its colours, and the range of each band; returns the figure."
+    import matplotlib.pyplot as plt
+
     s = self.scenes[0]
     names = list(s.sensor.rgb or s.sensor.band_names[:1])
     scale = min(1, size / max(s.shape))

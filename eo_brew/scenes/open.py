@@ -10,20 +10,16 @@ import os
 import warnings
 from collections import Counter
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import files as package_files
 from pathlib import Path
 
 import numpy as np
 import rasterio
-import rioxarray  # noqa: F401  (adds `.rio`)
-import xarray as xr
 from affine import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
-from xarray.backends import BackendArray
-from xarray.core.indexing import IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
 
 from ..core.checks import check_name, nearest
 from ..core.files import atomic_write
@@ -427,63 +423,11 @@ def _is_output(file: str) -> bool:
         return False  # told when it is opened
     return tags.get("software", "").startswith(("eo_brew", "Matplotlib"))
 
-# %% ../../nbs/scenes/07_open.ipynb #498d84fd
-class _LazyScene(BackendArray):
-    "xarray's door to `read_window`."
-
-    def __init__(self, scene: Scene):
-        self.scene = scene
-        self.shape = (len(scene.bands), *scene.shape)
-        self.dtype = np.dtype("f4")
-
-    def __getitem__(self, key):
-        return explicit_indexing_adapter(key, self.shape, IndexingSupport.BASIC, self._get)
-
-    def _get(self, key):
-        ((b0, b1), b), ((y0, y1), y), ((x0, x1), x) = (_span(k, n) for k, n in zip(key, self.shape))
-        scene = self.scene.select(self.scene.sensor.band_names[b0:b1])
-        return read_window(scene, (y0, x0, y1 - y0, x1 - x0))[0][b, y, x]
-
-
-def _span(k, n: int) -> tuple:  # (first, last + 1) to be read, index into what was read
-    "Split an integer or slice over `n` into a contiguous block and what to take of it."
-    if not isinstance(k, slice):
-        return (int(k), int(k) + 1), 0
-    r = range(n)[k]
-    return ((min(r), max(r) + 1), slice(None, None, r.step)) if r else ((0, 1), slice(0, 0))
-
-
-def open_raster(
-    path,  # as for `open_scene`, or a `Scene`
-    sensor: str | Sensor = None,  # what the bands are; None: told by product names
-    bands: list = None,  # names wanted, in order; None: all there are
-    **kwargs,  # further arguments of `open_scene`
-) -> xr.DataArray:  # (band,y,x) float32, NaN where nothing was measured
-    "Open a raster lazily at its finest resolution, with band names, CRS and transform."
-    scene = path if isinstance(path, Scene) else open_scene(path, sensor, bands, **kwargs)
-    (h, w), t = scene.shape, scene.transform
-    coords = dict(
-        band=scene.sensor.band_names,
-        y=t.f + t.e * (np.arange(h) + 0.5),
-        x=t.c + t.a * (np.arange(w) + 0.5),
-    )
-    data = xr.Variable(("band", "y", "x"), LazilyIndexedArray(_LazyScene(scene)))
-    da = xr.DataArray(
-        data, coords, attrs=dict(sensor=scene.sensor.name, gsd=scene.gsd, offset=0.0), name="values"
-    )
-    da.encoding["scene"] = scene
-    return (
-        da.rio.write_transform(t).rio.write_crs(scene.crs)
-        if scene.crs
-        else da.rio.write_transform(t)
-    )
-
 # %% ../../nbs/scenes/07_open.ipynb #6c2faa3f
-@xr.register_dataarray_accessor("eo")
 class EOAccessor:
     "Sensor, colours and valid mask of an array opened by `open_raster`."
 
-    def __init__(self, da: xr.DataArray):
+    def __init__(self, da):
         self._da = da
 
     @property
@@ -493,13 +437,39 @@ class EOAccessor:
         return sensor.select([str(b) for b in np.atleast_1d(self._da.band.values)])
 
     @property
-    def valid(self) -> xr.DataArray:
+    def valid(self):
+        "(y,x), where every band was measured."
         return self._da.notnull().all("band")
 
     @property
     def rgb(self) -> np.ndarray:
         "(h,w,3) in [0,1] for plotting; invalid pixels are NaN."
         return np.moveaxis(rgb_from(self._da.values, self.sensor), 0, -1)
+
+# %% ../../nbs/scenes/07_open.ipynb #498d84fd
+def _block(scene: Scene, bands: tuple, rows: tuple, cols: tuple) -> np.ndarray:
+    "What xarray asks for: ranges (first, last + 1) of a scene."
+    scene = scene.select(scene.sensor.band_names[slice(*bands)])
+    return read_window(scene, (rows[0], cols[0], rows[1] - rows[0], cols[1] - cols[0]))[0]
+
+
+def open_raster(
+    path,  # as for `open_scene`, or a `Scene`
+    sensor: str | Sensor = None,  # what the bands are; None: told by product names
+    bands: list = None,  # names wanted, in order; None: all there are
+    **kwargs,  # further arguments of `open_scene`
+):  # xarray.DataArray (band,y,x) float32, NaN where nothing was measured
+    "Open a raster lazily at its finest resolution, with band names, CRS and transform."
+    from eo_brew.scenes.xarrays import add_accessor, lazy_array  # seconds, for those who want it
+
+    add_accessor("eo", EOAccessor)
+    scene = path if isinstance(path, Scene) else open_scene(path, sensor, bands, **kwargs)
+    shape = len(scene.bands), *scene.shape
+    place, names = (scene.transform, scene.crs), scene.sensor.band_names
+    da = lazy_array(partial(_block, scene), shape, "f4", *place, "values", names)
+    da.attrs |= dict(sensor=scene.sensor.name, gsd=scene.gsd, offset=0.0)
+    da.encoding["scene"] = scene
+    return da
 
 # %% ../../nbs/scenes/07_open.ipynb #8de0c59c
 def write_raster(
@@ -515,7 +485,9 @@ def write_raster(
     "Write an array of values as a compressed, tiled GeoTIFF that opens again without an offset."
     crs = rasterio.CRS.from_wkt(like.crs) if like and like.crs else None
     transform = transform or (like.transform if like else None)
-    if isinstance(x, xr.DataArray):
+    if hasattr(x, "coords"):  # a DataArray, told without importing xarray
+        import rioxarray  # noqa: F401  (adds `.rio`)
+
         crs, transform = crs or x.rio.crs, transform or x.rio.transform()
         names = np.atleast_1d(x.band).tolist() if names is None and "band" in x.coords else names
     x = np.asarray(x)[None] if np.ndim(x) == 2 else np.asarray(x)

@@ -9,9 +9,6 @@ __all__ = ['despeckle']
 import math
 
 import numpy as np
-from scipy.ndimage import median_filter
-from scipy.signal import wiener
-from scipy.special import polygamma
 
 # %% ../../nbs/scenes/02_speckle.ipynb #a501fe98
 #: looks of Sentinel-1 GRD, IW mode, high resolution
@@ -22,10 +19,14 @@ def speckle_variance(
     looks: float = LOOKS,  # that were averaged
 ) -> float:  # dB squared
     "Variance of speckle in decibels."
+    from scipy.special import polygamma
+
     return (10 / math.log(10)) ** 2 * float(polygamma(1, looks))
 
 
 def _lee(x, size):
+    from scipy.signal import wiener
+
     edge = size // 2
     wide = np.pad(x, edge, "reflect")  # not zeros, which would be a strong echo in decibels
     out = wiener(wide, size, speckle_variance())
@@ -33,6 +34,8 @@ def _lee(x, size):
 
 
 def _median(x, size):
+    from scipy.ndimage import median_filter
+
     return median_filter(x, size, mode="reflect")
 
 

@@ -10,7 +10,6 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from fastprogress.fastprogress import progress_bar
 
 from .scene import Scene, read_window
 from ..core.sensors import Sensor
@@ -116,6 +115,12 @@ def tiles(scenes: list, size: int = 512) -> list:  # of (scene number, (y, x, he
     ]
 
 # %% ../../nbs/scenes/09_stats.ipynb #835ee61c
+def _bar(windows):
+    from fastprogress.fastprogress import progress_bar
+
+    return progress_bar(windows, leave=False)
+
+
 def band_statistics(
     scenes,  # a `Scene` or a list of them
     windows: Windows = None,  # where to look; default: all of it, once
@@ -129,7 +134,7 @@ def band_statistics(
     if limit and len(windows) > limit:
         windows = [windows[i] for i in np.linspace(0, len(windows) - 1, limit).astype(int)]
     stats, lost = BandStats(scenes[0].sensor.band_names), []
-    for s, window in progress_bar(windows, leave=False) if progress else windows:
+    for s, window in _bar(windows) if progress else windows:
         try:
             stats.add(read_window(scenes[s], window)[0])
         except ValueError as e:
