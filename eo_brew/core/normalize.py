@@ -6,6 +6,7 @@
 __all__ = ['SensorNormalize']
 
 # %% ../../nbs/core/02_normalize.ipynb #2e83c7ea
+import torch
 from torch import Tensor, nn
 
 from .sensors import Sensor, get_sensor
@@ -22,6 +23,8 @@ class SensorNormalize(nn.Module):
         self.sensor = get_sensor(sensor)
         self.register_buffer("mean", self.sensor.mean[None, :, None, None])
         self.register_buffer("std", self.sensor.std[None, :, None, None])
+        visible = torch.tensor([n in self.sensor.stretch for n in self.sensor.band_names])
+        self.register_buffer("visible", visible[:, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (B,C,H,W), in the units of the sensor
         if x.shape[-3] != len(self.sensor):
@@ -30,9 +33,12 @@ class SensorNormalize(nn.Module):
             )
         if self.sensor.center == "median":
             x = x - x.flatten(-2).median(-1).values[..., None, None]
+        if self.sensor.stretch:
+            top = x.masked_fill(~self.visible, 0).amax((-3, -2, -1), keepdim=True).clamp(min=1e-6)
+            x = torch.where(self.visible, x / top, x)
         return (x - self.mean) / self.std
 
     def decode(
         self, x: Tensor
-    ) -> Tensor:  # (B,C,H,W) normalised; heights come back relative to the patch's median
+    ) -> Tensor:  # (B,C,H,W) normalised; heights come back relative to the median, stretched bands to the maximum
         return x * self.std + self.mean
