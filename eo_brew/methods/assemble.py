@@ -7,6 +7,7 @@ __all__ = ['Schedule', 'assemble', 'Preset']
 
 # %% ../../nbs/methods/01_assemble.ipynb #1a920e19
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial, wraps
@@ -47,7 +48,14 @@ class Schedule:
         "The largest learning rate of the run."
         if self.lr is not None:
             return self.lr
-        return max(self.floor, self.rate * bs * max(1, num_distrib()) / 256)
+        batch = bs * max(1, num_distrib())
+        lr = max(self.floor, self.rate * batch / 256)
+        if lr < 5e-5:
+            warnings.warn(
+                f"batches of {batch} get a learning rate of {lr:.1e} by the rule for large ones, which trains next to "
+                "nothing: give lr=1e-3 (or so), a larger bs, or preset='auto'"
+            )
+        return lr
 
 # %% ../../nbs/methods/01_assemble.ipynb #fa31953f
 def ema_momentum(

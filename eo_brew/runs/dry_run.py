@@ -258,6 +258,8 @@ def dry_run(
     steps: int = 5,  # steps to measure
     warmup: int = 2,  # steps before that
     probe: bool = True,  # look for the largest batch too
+    seconds: float = 30.0,  # begin no further step after that, where steps are slow
+    tell=None,  # told each step; None: silent
 ) -> DryRun:  # print it
     "Measure a few training steps."
     if num_distrib() > 1:
@@ -270,7 +272,10 @@ def dry_run(
     found = {}
 
     def job(learn):
-        found.update(_speed(learn, steps, warmup), checkpoint=_checkpoint_bytes(learn))
+        found.update(_speed(learn, steps, warmup, seconds, tell))
+        found.update(checkpoint=_checkpoint_bytes(learn))
+        if tell and probe:
+            tell("memory of two batches")
         found.update(_largest(learn) if probe else dict(largest_batch=None, probed=False))
 
     with _untouched(learn):
@@ -286,7 +291,7 @@ def _checkpoint_bytes(learn):
     return own + checkpoint_size(learn.opt.state_dict()["state"])
 
 
-def _speed(learn, steps, warmup):
+def _speed(learn, steps, warmup, seconds, tell):
     "Images a second, waiting and memory of real steps."
     device = torch.device(learn.dls.device)
 
@@ -299,18 +304,24 @@ def _speed(learn, steps, warmup):
         while True:
             yield from learn.dl
 
-    wait, source = 0.0, batches()
+    source, first, start, wait, n = batches(), clock(), None, 0.0, 0
     with peak_memory(device) as peak:
         for i in range(warmup + steps):
-            if i == warmup:
+            gone = clock() - first
+            if start is None and (i == warmup or gone > seconds / 2):  # one slow step warms up, too
                 start, wait = clock(), 0.0
+            if n and gone > seconds:
+                break
             t = time.perf_counter()
             batch = next(source)
             wait += time.perf_counter() - t
             learn.one_batch(i, batch)
-        seconds = clock() - start
+            n += start is not None
+            if tell:
+                tell(f"step {i + 1} of {warmup + steps}, {clock() - first:.0f} s")
+        took = clock() - start
     source.close()
-    return dict(images_per_s=steps * learn.dls.bs / seconds, wait=wait / seconds, memory=peak[0])
+    return dict(images_per_s=n * learn.dls.bs / took, wait=wait / took, memory=peak[0])
 
 
 def _largest(learn):
@@ -334,14 +345,14 @@ def _largest(learn):
             return True
 
         return dict(largest_batch=largest(fits, bs), probed=True)
-    peaks, free = [], _free()
-    for n in (bs, 2 * bs):
+    peaks, free, few, many = [], _free(), max(1, bs // 4), max(2, bs // 2)
+    for n in (few, many):
         with peak_memory(device) as peak:
             step(n)
         peaks.append(peak[0])
-    more = (peaks[1] - peaks[0]) / bs if peaks[0] else 0
+    more = (peaks[1] - peaks[0]) / (many - few) if peaks[0] else 0
     return dict(
-        largest_batch=bs + int(0.9 * free / more) if free and more > 0 else None, probed=False
+        largest_batch=many + int(0.9 * free / more) if free and more > 0 else None, probed=False
     )
 
 # %% ../../nbs/runs/05_dry_run.ipynb #2bba4a71

@@ -162,7 +162,7 @@ def _regression(x, y, xv, yv, Cs=(1e-3, 1e-2, 1e-1)):
     for C in Cs if len(set(yv.tolist())) > 1 else Cs[1:2]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an optimiser that stops early is good enough
-            m = LogisticRegression(C=C, class_weight="balanced", max_iter=100)
+            m = LogisticRegression(C=C, class_weight="balanced", max_iter=60)
             m.fit((x - mean) / std, y)
         n = int(max(y.max(), yv.max(initial=0))) + 1
         said = m.predict((xv - mean) / std) if len(yv) else yv
@@ -174,7 +174,7 @@ def _regression(x, y, xv, yv, Cs=(1e-3, 1e-2, 1e-1)):
 # %% ../../nbs/tasks/05_finetune.ipynb #964a45f8
 def start_from_probe(
     learn: Learner,  # of `few_label_learner`
-    most: int = 20_000,  # cells or images to fit on
+    most: int = 5_000,  # cells or images to fit on
 ) -> bool:  # is there a layer that a probe can fill, and are there two classes?
     "Fill the linear layer of a model of classes with a logistic regression on what it sees."
     model, layer = learn.model, _linear_layer(learn.model)
