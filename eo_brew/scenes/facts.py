@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/scenes/00_facts.ipynb #fac70004
 import math
+import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -235,9 +236,15 @@ def _by_position(claims: list, n: int, sensor: Sensor, bands, wanted: list, path
         found = {b: i for i, b in enumerate(sensor.band_names) if b in wanted}
         found, how = {b: found[b] for b in wanted}, f"by position, in the order of {sensor.name}: "
     else:
+        beside = (
+            "; if the files of its folder are the bands of one scene, write a scene.toml beside them, with a line "
+            f'bands.{sensor.band_names[0]} = "{os.path.basename(str(path))}" for each'
+        )
         raise ValueError(
             f"path={str(path)!r} has {n} bands without known names{_heard(claims)}, sensor {sensor.name!r} "
             f"has {len(sensor)}: say which ones they are, in order, with bands=[...] from {sensor.band_names}"
+            + beside
+            * (n == 1)
         )
     _check_colours(claims, found, bands, sensor, path)
     how += (

@@ -168,7 +168,7 @@ def by_name(
     return {}
 
 
-_FIELDS = ("sensor", "offset", "gain", "nodata", "crs")
+_FIELDS = ("sensor", "offset", "gain", "nodata", "crs", "bands")
 
 
 def own_words(
