@@ -75,8 +75,8 @@ def _window_size(scenes, encoder) -> int:
 
 def _task_data(task, scenes, labels, options, column=None, dtm=None):
     "DataLoaders of a task; `options` are those of `eo_dataloaders`."
-    from eo_brew.data.dataloaders import eo_dataloaders
-    from eo_brew.data.tasks import box_dataloaders, height_dataloaders, segmentation_dataloaders
+    from eo_brew.data.tasks import box_dataloaders, classification_dataloaders
+    from eo_brew.data.tasks import height_dataloaders, segmentation_dataloaders
 
     first = labels[0] if labels and len(labels) == 1 else labels
     options = {"valid_pct": 0.2} | options
@@ -86,7 +86,7 @@ def _task_data(task, scenes, labels, options, column=None, dtm=None):
         return height_dataloaders(scenes, first, dtm=dtm, **options)
     if task == "detection":
         return box_dataloaders(scenes, first, column=column, **options)
-    return eo_dataloaders(scenes, labels=first or "folder", **options)
+    return classification_dataloaders(scenes, first or "folder", **options)
 
 
 def _change_data(scenes, after, labels, options):

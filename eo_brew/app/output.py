@@ -68,8 +68,17 @@ class Progress:
             self.stream.flush()
 
 # %% ../../nbs/app/02_output.ipynb #6176117b
-def _warn(message, category, filename, lineno, file=None, line=None):
-    print("eo_brew: " + " ".join(str(message).split()), file=sys.stderr)
+def _once():
+    "Warnings as one line, each once a command."
+    said = set()
+
+    def warn(message, category, filename, lineno, file=None, line=None):
+        text = " ".join(str(message).split())
+        if text not in said:
+            print(f"eo_brew: {text}", file=sys.stderr)
+        said.add(text)
+
+    return warn
 
 
 @contextmanager
@@ -103,7 +112,7 @@ def speaking(
         if quiet:
             warnings.simplefilter("ignore")
         elif not verbose:
-            warnings.showwarning = _warn
+            warnings.showwarning = _once()
         try:
             yield
         finally:

@@ -230,7 +230,7 @@ def pretrain(
     given["precision"] = choose_precision(precision, default_device())  # kept: a resumed run has it
     if dry_run:
         plan = _plan(given)
-        return measure(_learner(given, *plan), plan[1])
+        return measure(_learner(given, *plan), plan[1], tell=print)
     with held(out, resume):
         plan = _plan(given)
         facts = _facts(given, *plan)

@@ -64,6 +64,21 @@ def _draw(found, picture):
     print(f"picture: {picture}")
 
 
+def _model_text(about):
+    "What a fine-tuned model says of itself."
+    task, sensors = about["task"], about["config"]["modalities"]
+    s = sensors[task["settings"]["modality"]]
+    bands = f"{s['name']}: {' '.join(b['name'] for b in s['bands'])}" if isinstance(s, dict) else s
+    steps = (about.get("finetuned") or {}).get("stages", ())
+    rows = [", ".join(f"{k} {v}" for k, v in r.items()) for r in steps]
+    kept = (about.get("finetuned") or {}).get("kept")
+    rows = [f"model of {task['kind']}, {about['config']['arch']}", f"bands {bands}", *rows]
+    rows += [f"kept: {kept}"] * bool(kept)
+    return "\n".join(
+        [*rows, f"classes {', '.join(task['classes'])}"][: None if task["classes"] else -1]
+    )
+
+
 def run_info(
     path: str,  # raster, folder of scenes, or encoder.safetensors
     sensor: str = None,  # name of the sensor (default: told by the file names)
@@ -82,8 +97,9 @@ def run_info(
         from eo_brew.weights.header import encoder_info, model_card
 
         about = encoder_info(file)
+        text = _model_text(about) if about.get("task") else model_card(about).split("---\n", 2)[-1]
         with speaking(quiet, verbose, json):
-            return say(model_card(about).split("---\n", 2)[-1], about)
+            return say(text, about)
     if sensor is not None:
         known_sensor(sensor)
     if picture:
@@ -129,6 +145,32 @@ def _class_model(encoder, modality, layers, scene, labels, column=None):
     return ProbeMap(encoder, r.model, len(r.classes), modality, layers), r.classes
 
 # %% ../../nbs/app/04_use_commands.ipynb #7dbe976f
+def _draw_map(file, picture):
+    "A map of classes with its legend, else the first bands as colours."
+    import matplotlib.pyplot as plt
+    import numpy as np
+    import rasterio
+    from eo_brew.core.show import show_labels
+    from eo_brew.data.class_rasters import class_colors, class_table
+
+    names, colors = class_table(file), class_colors(file)
+    with rasterio.open(file) as src:
+        x = src.read(masked=True)
+    fig, ax = plt.subplots(figsize=(8, 8 * x.shape[1] / x.shape[2] + 0.4), layout="constrained")
+    if names:
+        known = {names[k]: v for k, v in colors.items() if k in names}
+        show_labels(x[0].filled(255), tuple(names.values()), known, ax=ax)
+    else:
+        x = np.moveaxis(x[:3] if len(x) > 2 else x[:1], 0, -1).astype(float).filled(np.nan)
+        low, high = np.nanpercentile(x, (2, 98), (0, 1))
+        ax.imshow(((x - low) / np.maximum(high - low, 1e-9)).clip(0, 1))
+    ax.axis("off")
+    with atomic_write(picture) as aside:
+        fig.savefig(aside, dpi=90)
+    plt.close(fig)
+    print(f"picture: {picture}")
+
+
 def _check_predict(encoder, scene, out, labels, dtype, overwrite):
     "What can be told before torch is there."
     existing_encoder(encoder)
@@ -183,6 +225,7 @@ def run_predict(
     any_gsd: bool = False,  # allow other pixel sizes than the encoder's
     overlap: int = None,  # pixels that windows share (default: a quarter of the window)
     bs: int = 8,  # windows at a time
+    picture: str = None,  # picture of the map to write, of a .tif
     overwrite: bool = False,  # replace a map that exists
     *,
     out: str,  # .tif (COG) or .zarr to write; .csv for a model of images, .geojson of boxes
@@ -190,6 +233,10 @@ def run_predict(
 ):
     "Make a map of a whole scene: tokens, classes when labels are given, or what a fine-tuned model says."
     _check_predict(encoder, scene, out, labels, dtype, overwrite)
+    if picture:
+        _check_picture(picture, overwrite)
+        if Path(out).suffix not in (".tif", ".tiff"):
+            raise ValueError(f"--picture {picture} is drawn of maps in .tif, not of --out {out}")
     options = dict(bs=bs, overwrite=overwrite)
     options |= {} if overlap is None else dict(overlap=overlap)
     with speaking():
@@ -199,6 +246,8 @@ def run_predict(
             options |= {} if labels else dict(dtype=dtype, pca=pca or None)
             how = (labels, modality, layers, size, reading, column, any_gsd, options)
             file = _predict(encoder, scene, out, *how)
+        if picture:
+            _draw_map(file, picture)
     megabytes = sum(f.stat().st_size for f in (file.rglob("*") if file.is_dir() else [file])) / 1e6
     print(f"{file}  ({megabytes:.1f} MB; opens in QGIS, or rasterio.open)")
 
@@ -273,19 +322,31 @@ def _on_rgb(rgb, checkpoint, sensor):
     return RGBEncoder(vfm, sensor), dict(layers=vfm.layer_ids)
 
 
+def _images(encoder, modality, data, labels, reading):
+    "Images, class numbers and class names of a folder of class folders, or of a table."
+    from eo_brew.app.model_commands import _own_scenes, _windows
+    from eo_brew.data.labels import scene_classes
+
+    scenes = _own_scenes(data, encoder, modality, placed=False, **reading)
+    names, classes = scene_classes(labels, scenes)
+    images = [next(iter(_windows(s, min(s.shape))))[1][0] for s in scenes]
+    return images, [classes.index(n) for n in names], classes
+
+
 def _write_table(table, out):
     "Table as text, numbers and picture; the text is printed."
     import matplotlib.pyplot as plt
     from eo_brew.probes.compare import plot_table
 
     out.mkdir(parents=True, exist_ok=True)
-    text = "\n\n".join(table.markdown(m) for m in ("pixel_macro_f1", "pixel_accuracy"))
+    of = "pixel_" * any(r["metric"] == "pixel_macro_f1" for r in table)
+    text = "\n\n".join(table.markdown(of + m) for m in ("macro_f1", "accuracy"))
     with atomic_write(out / "table.csv") as aside:
         table.csv(aside)
     with atomic_write(out / "table.md") as aside:
         aside.write_text(text + "\n")
     with atomic_write(out / "table.png") as aside:
-        plot_table(table, "pixel_macro_f1").figure.savefig(aside, dpi=90)
+        plot_table(table, f"{of}macro_f1").figure.savefig(aside, dpi=90)
     plt.close()
     say(f"\n{text}\n\n{out}/  table.csv, table.md, table.png", dict(rows=list(table)))
 
@@ -295,7 +356,8 @@ def _check_probe(encoders, data, labels, out, overwrite):
     for e in encoders:
         existing_encoder(e)
     existing(data, "--data")
-    existing(labels, "--labels")
+    if labels != "folder":
+        existing(labels, "--labels")
     remedy = "give another folder with --out or add --overwrite"
     check_new(
         *(Path(out) / f"table.{e}" for e in ("csv", "md", "png")),
@@ -313,20 +375,23 @@ def _probe(
     from eo_brew.maps.predict import open_for
     from eo_brew.maps.models import check_units
     from eo_brew.methods.deo import distill_layers
-    from eo_brew.probes.compare import random_copy, scene_table
+    from eo_brew.probes.compare import image_table, random_copy, scene_table
     from eo_brew.scenes.open import open_raster
 
     named = _named(encoders)
     first = next(iter(named.values()))
     modality = modality or next(iter(first.modalities))
-    scene = open_for(data, first, modality, **reading)
-    if first.sensors.get(modality):
-        check_units(scene, first.sensors[modality])
 
     def row(e):
         return e, dict(modality=modality, layers=tuple(layers or distill_layers(e)))
 
     rows = {n: row(e) for n, e in named.items()} | {"random encoder": row(random_copy(first))}
+    if labels == "folder" or str(labels).endswith(".csv"):
+        found = _images(first, modality, data, labels, reading)
+        return image_table(*found, rows, seeds=range(seeds))
+    scene = open_for(data, first, modality, **reading)
+    if first.sensors.get(modality):
+        check_units(scene, first.sensors[modality])
     if rgb:
         rows[f"{rgb} on RGB"] = _on_rgb(rgb, rgb_checkpoint, scene.sensor)
     if column:
@@ -349,8 +414,8 @@ def run_probe(
     verbose: bool = False,  # warnings and errors with their place in the program
     json: bool = False,  # the result as one JSON object
     *,
-    data: str,  # scene: raster, or folder with one file a band; at least 768 px wide
-    labels: str,  # raster of classes on the grid of the scene, 255 = unlabelled
+    data: str,  # scene: raster, or folder with one file a band; or a folder of class folders
+    labels: str,  # raster or polygons of classes; 'folder' or a .csv file for images of a class each
     **reading,
 ):
     "How good are frozen encoders, beside a random one, raw pixels and a random forest?"

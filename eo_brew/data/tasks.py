@@ -17,10 +17,11 @@ from rasterio.warp import transform_geom
 from torch import Tensor
 
 from .dataloaders import eo_dataloaders
-from .labels import open_labels
+from .labels import open_labels, scene_classes
 from .splits import ground_split
 from .modalities import Modality, open_modality
 from .polygons import read_polygons
+from ..scenes.open import open_scenes
 
 # %% ../../nbs/data/08_tasks.ipynb #f4f461f6
 class LabelledSplit:
@@ -76,7 +77,7 @@ def segmentation_dataloaders(
     dls.colors = list(split.opened.colors)
     return dls
 
-# %% ../../nbs/data/08_tasks.ipynb #9dc30553
+# %% ../../nbs/data/08_tasks.ipynb #19169b82
 def _for_opening(options: dict) -> dict:
     "The options that `open_scene` takes, of all those of `eo_dataloaders`."
     return {
@@ -84,6 +85,39 @@ def _for_opening(options: dict) -> dict:
     }
 
 
+def _image_split(names: list, valid_pct: float, seed: int):
+    "Hold out whole scenes, the same share of each class."
+
+    def split(windows, scenes):
+        rng, held = np.random.default_rng(seed), set()
+        for kind in sorted(set(names)):
+            mine = rng.permutation([i for i, n in enumerate(names) if n == kind])
+            held |= set(mine[: max(1, round(valid_pct * len(mine)))] if len(mine) > 1 else ())
+        out = np.isin(windows.rows[:, 0], list(held)) & (valid_pct > 0)
+        return windows.take(~out), windows.take(out)
+
+    return split
+
+
+def classification_dataloaders(
+    scene,  # folder with a folder for each class, or a list of scenes
+    labels="folder",  # or a .csv file of names and classes, or a dict
+    sensor=None,  # of the images; None: told by product names
+    size: int = None,  # pixels of a window; None: fitted to the images
+    bs: int = 8,  # windows a batch
+    valid_pct: float = 0.2,  # share of the images of each class for validation
+    seed: int = 0,  # of the split and the order
+    bands: list = None,  # names wanted, in order
+    **kwargs,  # further arguments of `eo_dataloaders`
+) -> DataLoaders:  # batches ({'ms', ...}, y (B,)); `.classes`
+    "Images and the class of each."
+    scenes = open_scenes(scene, sensor, bands, **_for_opening(kwargs))
+    names, _ = scene_classes(labels, scenes)
+    given = dict(size=size, bs=bs, valid_pct=valid_pct, seed=seed) | kwargs
+    split = _image_split(names, valid_pct, seed)
+    return eo_dataloaders(scenes, sensor, labels=labels, split=split, **given)
+
+# %% ../../nbs/data/08_tasks.ipynb #9dc30553
 def change_dataloaders(
     before,  # raster, folder of scenes, or pattern with *
     after,  # the same of the later date, on any grid

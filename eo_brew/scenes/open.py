@@ -97,10 +97,20 @@ def _at_gsd(scene: Scene, gsd: float) -> Scene:
 
 def _arguments(path, given: dict) -> dict:
     "The arguments, completed by a `scene.toml` beside the files; 'source' says which is which."
-    words = own_words(path)
+    words = {k: v for k, v in own_words(path).items() if k != "bands"}
     source = {k: "as given" for k, v in given.items() if v is not None}
     said = {k: v for k, v in words.items() if k not in source}
     return given | said | dict(source=source | {k: "from scene.toml" for k in said})
+
+
+def _told_bands(path, bands):
+    "Bands that are wanted, where a `scene.toml` says which file or number is which: `{name: it}`."
+    told = own_words(path).get("bands") if is_folder(path) else None
+    if not told or isinstance(bands, dict):
+        return bands
+    for name in bands or ():
+        check_name(name, told, f"bands of {path}/scene.toml: ")
+    return {name: told[name] for name in bands or told}
 
 
 def _sensor(given: dict, files: list) -> Fact:
@@ -234,7 +244,7 @@ def open_scene(
     given = dict(
         sensor=sensor, offset=offset, nodata=nodata, gain=gain, crs=crs, saturated=saturated
     )
-    given = _arguments(path, given)
+    given, bands = _arguments(path, given), _told_bands(path, bands)
     if is_array(path):
         scenes = _arrays(
             path,
@@ -387,6 +397,8 @@ def scene_paths(
     check_folder(path)
     arrays = [f for f in list_files(path) if is_array(f)] if os.path.isdir(path) else []
     files = list_rasters(path)
+    if own_words(path).get("bands"):
+        return [path]
     if not files:
         return arrays or [path]
     known = get_sensor(sensor) if sensor is not None else own_words(path).get("sensor")

@@ -266,7 +266,9 @@ def finetune(
         ):
             epochs = _fit(learn, stage, times, rate) if stage.steps else 0
             name, score = _score(learn)
-        rows.append(dict(trained=stage.name, epochs=epochs) | ({name: round(score, 4)} if name else {}))
+        rows.append(
+            dict(trained=stage.name, epochs=epochs) | ({name: round(score, 4)} if name else {})
+        )
         if tell:
             said = f"{name} {score:.3f} on the held-out windows" if name else "nothing is held out"
             tell(f"{stage.name}, {epochs} epochs: {said}" if epochs else f"{stage.name}: {said}")
