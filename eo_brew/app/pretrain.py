@@ -87,7 +87,7 @@ _CONFIG = (
     "scenes sensor bands method preset dsm arch vfm vfm_checkpoint epochs steps size patch_size views bs lr seed "
     "workers precision store on_error stride n valid_pct block min_valid allow_missing offset gain "
     "nodata crs mask gsd "
-    "variable layout speckle"
+    "variable layout speckle dates"
 ).split()
 
 

@@ -126,6 +126,7 @@ def run_pretrain(
     block: float = None,  # side of the blocks of ground that are kept apart, in units of the CRS
     min_valid: float = None,  # least share of valid pixels in a window (default: .5)
     allow_missing: bool = False,  # scenes may lack bands or partners
+    dates: Literal["views"] = None,  # views: other dates of the same ground as views of it
     bs: int = 64,  # windows a batch
     lr: float = None,  # peak learning rate (default: by the method's rule for the batch)
     workers: int = 0,  # processes that read scenes; 0: read between the steps
@@ -149,6 +150,7 @@ def run_pretrain(
     data = dict(stride=stride, n=n, valid_pct=valid_pct, block=block, min_valid=min_valid)
     data |= dict(num_workers=workers, on_error=on_error, store=store) | reading
     data |= dict(allow_missing=True) if allow_missing else {}
+    data |= dict(dates=dates) if dates else {}
     data = {k: v for k, v in data.items() if v is not None}
     more = {k: v for k, v in dict(patch_size=patch_size, lr=lr).items() if v is not None}
     names = (

@@ -17,6 +17,8 @@ from fastai.torch_core import default_device
 from fastcore.basics import num_cpus
 from fasttransform import Transform
 
+from ..core.checks import check_name
+from .dates import OtherDates
 from .labels import ClassLabels, open_labels, scene_classes
 from .loader import EODataLoader, read_ahead
 from .modalities import BandDropout, match_files, open_modality
@@ -275,6 +277,7 @@ def eo_dataloaders(
     column: str = None,  # of polygons that holds the class; None: told by its name
     enough: int = 0,  # training windows below which windows overlap; a batch at least
     store=None,  # folder: windows are kept there when they are first read, and come from there later
+    dates: str = None,  # 'views': other dates of the same ground as views of it
     **kwargs,  # further arguments of `open_scene`: offset, nodata, gain, crs, mask, ...
 ) -> DataLoaders:  # with `.sensors` (name -> Sensor) and `.classes`
     "Training and validation loaders over the scenes below `path`."
@@ -288,6 +291,9 @@ def eo_dataloaders(
     first = _with_statistics(scenes, train, on_error)
     specs = {k: v for k, v in (modalities or {}).items() if k != name}
     others = [_other(k, v, scenes, path, reading, size) for k, v in specs.items()]
+    if dates is not None:
+        check_name(dates, ("views",), "dates")
+        others.append(OtherDates(name, first, scenes))
     of, classes = _labels(labels, scenes, path, classes, column)
     same = (name, others, False if store else in_memory, on_error, max_lost, allow_missing)
     sets = [WindowDataset(scenes, w, first, of(w), *same) for w in (train, valid)]
@@ -296,6 +302,7 @@ def eo_dataloaders(
     bs = min(bs, len(train))
     dls = make_loaders(*sets, bs, reading, seed, band_dropout, device, classes=classes)
     dls.classes = classes
+    dls.dates = dates
     return dls
 
 # %% ../../nbs/data/07_dataloaders.ipynb #f91ccb6c

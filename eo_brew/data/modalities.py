@@ -101,6 +101,7 @@ class Modality:
     paired: bool = False  # one for each scene of the first modality
     size: int | None = None  # pixels of a window; None: by the ratio of the resolutions
     _bounds: dict = field(default_factory=dict, repr=False)
+    of_views = False  # seen through the embedding of the first modality?
 
     def find(self, i: int, ground: tuple, crs: str) -> Scene | None:
         "The scene that shows this `ground` of the first modality's scene `i`."

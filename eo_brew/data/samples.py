@@ -139,7 +139,7 @@ class WindowDataset:
         return {
             self.name: self.sensor,
             **{o: get_sensor("rgb") for o in self.others if isinstance(o, str)},
-            **{o.name: o.sensor for o in self.others if not isinstance(o, str)},
+            **{o.name: o.sensor for o in self.others if not (isinstance(o, str) or o.of_views)},
         }
 
 # %% ../../nbs/data/05_samples.ipynb #45bc64e9

@@ -168,6 +168,7 @@ class Facts:
     batch: int  # windows a batch of all processes
     rgb: bool  # is there a picture that an optical teacher could see?
     others: tuple = ()  # modalities beside the first and its colours
+    dates: bool = False  # are there several of one ground, as views of each other?
 
 
 def facts_of(
@@ -186,6 +187,7 @@ def facts_of(
         batch=dls.bs * max(1, num_distrib()),
         rgb="rgb" in dls.sensors or any(s.rgb for s in sensors),
         others=tuple(m for m in list(dls.sensors)[1:] if m != "rgb"),
+        dates=bool(getattr(dls, "dates", None)),
     )
 
 # %% ../../nbs/methods/01_assemble.ipynb #94f8521e

@@ -35,7 +35,7 @@ from ..models.encoder import ProjectionHead, create_encoder
 from ..models.teachers import EMATeacher, default_layers
 from ..runs.monitors import CollapseMonitor
 from ..train.cache import CacheVFM, cached_strides
-from ..train.inputs import ViewsCallback, colours_if_any
+from ..train.inputs import ViewsCallback
 from ..train.targets import EMATargets, TargetNorm, VFMTargets
 from ..views.multicrop import MultiCrop
 
@@ -261,7 +261,7 @@ def choose_deo(
     common = dict(
         arch=dict(**SMALL_STUDENT, img_size=size), hidden=512, drop_path=0.0, schedule=schedule
     )
-    if facts.rgb:
+    if facts.rgb and not facts.dates:
         return Preset(
             "auto",
             common | _optical_alone(facts, size),
@@ -272,7 +272,8 @@ def choose_deo(
         "auto",
         common | _multispectral_alone(size),
         "shipped scene, 240 steps, macro-F1 .385 (1 seed) against .342 with random weights",
-        f"{what}: no colours for an optical teacher, so the multispectral teacher alone",
+        f"{what}: {'dates to agree on' if facts.dates else 'no colours for an optical teacher'}, so the "
+        "multispectral teacher alone",
     )
 
 # %% ../../nbs/methods/02_deo.ipynb #b5560aad
@@ -304,12 +305,19 @@ def _student(arch, dls, modality, others, drop_path, kwargs):
     return create_encoder(modalities=names, **dict(drop_path=drop_path) | arch | kwargs)
 
 # %% ../../nbs/methods/02_deo.ipynb #b6044d70
-def _views(views, vfm, cache, colours):
+def _views(views, vfm, cache, colours, dls):
     "The cropper; it also cuts the token maps that are kept of whole windows."
     if not isinstance(views, MultiCrop):
         views = MultiCrop(**(views or {}))
+    dates = getattr(dls, "dates", None)
     if not colours:
         views.rgb = ()
+    elif dates and "rgb" not in dls.sensors:
+        views.rgb = ("rgb", "rgb_dates")
+    if vfm and cache and dates and views.n_global > 1:
+        raise ValueError(
+            "cache: tokens are kept of one date of a window, and dates='views' shows two: cache=False"
+        )
     if vfm and cache:
         views.strides = cached_strides(vfm) | views.strides
     return views
@@ -368,7 +376,7 @@ def deo_learner(
     colours = _check_modalities(dls, modality, vfm, optical.distill_from)
     others = [m for m in optical.distill_from if vfm and m != "rgb"]
     encoder = _student(arch, dls, modality, others, drop_path, kwargs)
-    views = _views(views, vfm, optical.cache, colours)
+    views = _views(views, vfm, optical.cache, colours, dls)
     model = DEOModel(
         encoder,
         target_widths(vfm),
@@ -407,5 +415,5 @@ def show_views(
 ):
     "Show the views that the first samples of a batch are cut into."
     batch = self._set_device((dl or self.dls.train).one_batch())[0]
-    views = self.views.views(colours_if_any(batch, self.views.sensor, self.views.source))
+    views = self.views.cut(batch)
     return _draw_views(views, max_n=max_n, **kwargs)

@@ -56,7 +56,7 @@ def scene_files(
 def _read_as(scene):
     "How the numbers of a scene are read."
     mask = scene.mask and [list(scene.mask.invalid), scene.mask.bits]
-    return [scene.offset, scene.gain, scene.nodata, mask, scene.gsd]
+    return [scene.offset, scene.gain, scene.nodata, mask, scene.gsd, scene.speckle]
 
 
 def run_facts(
@@ -66,13 +66,15 @@ def run_facts(
     "What a run must have in common with the one it goes on with."
     train = dls.train_ds
     others = [s for m in getattr(train, "others", []) for s in getattr(m, "scenes", [])]
-    how = dict(zip(("offset", "gain", "nodata", "mask", "gsd"), zip(*map(_read_as, train.scenes))))
+    names = ("offset", "gain", "nodata", "mask", "gsd", "speckle")
+    how = dict(zip(names, zip(*map(_read_as, train.scenes))))
     facts = {k: sorted({json.dumps(x) for x in v}) for k, v in how.items()}
     facts |= dict(
         sensor=train.sensor.name,
         bands=list(train.sensor.band_names),
         windows=windows_digest(train.windows),
         batch=dls.bs * max(1, num_distrib()),
+        dates=getattr(dls, "dates", None),
     )
     facts |= {k: _said(v) for k, v in options.items()}
     return json.loads(json.dumps(facts | {"scenes": scene_files([*train.scenes, *others])}))
