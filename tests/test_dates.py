@@ -55,7 +55,7 @@ def test_the_next_date_lies_beside_each_window(series):
     dls = loaders(series)
     assert dls.sensors.keys() == {"ms"}  # no modality of its own
     batch = dls.one_batch()[0]
-    first = dls.train_ds.windows.rows[batch["index"].cpu().numpy()][:, 0]
+    first = dls.train_ds.windows.rows[np.asarray(batch["index"])][:, 0]
     factor = torch.tensor([2.0, 2.0, 0.25])[torch.as_tensor(first)][
         :, None, None, None
     ]  # after the last the first
