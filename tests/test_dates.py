@@ -117,5 +117,7 @@ def test_what_cannot_be(series, tmp_path, capsys):
         loaders(tmp_path)
     with pytest.raises(ValueError, match="kept of one date"):
         learner(loaders(series), vfm="efficientnet_lite2", optical=dict(cache=True))
+    with pytest.raises(ValueError, match="keeps one date"):
+        loaders(series, store=tmp_path / "store")
     line = f"pretrain {series} --sensor sentinel2_l1c --dates views --print-config"
     assert main(line.split()) == 0 and "dates: views" in capsys.readouterr().out

@@ -89,6 +89,8 @@ GROUPS = {}
 MaskName = Literal["scl", "fmask", "hls_fmask", "qa_pixel"]
 Preset = Literal["auto", "paper", "released"]
 OnError = Literal["raise", "skip"]
+Speckle = Literal["lee", "median"]
+Dates = Literal["views"]
 Precision = Literal["auto", "bf16", "fp32"]
 Dtype = Literal["float32", "float16", "int16", "int8"]
 
@@ -102,7 +104,7 @@ def reading(
     gsd: float = None,  # read at this pixel size, in units of the CRS (default: the finest band)
     variable: str = None,  # of a netCDF, HDF5 or Zarr file that has several
     layout: str = None,  # order of the axes of an array that does not name them, e.g. nyxc
-    speckle: Literal["lee", "median"] = None,  # filter of radar images
+    speckle: Speckle = None,  # filter of radar images
     allow_outside: bool = False,  # files in a folder of scenes may be links or VRTs that lead out of it
 ) -> dict:  # those that were given
     "How to read scenes."

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from eo_brew.app.arguments import (
+    Dates,
     OnError,
     Precision,
     Preset,
@@ -126,7 +127,7 @@ def run_pretrain(
     block: float = None,  # side of the blocks of ground that are kept apart, in units of the CRS
     min_valid: float = None,  # least share of valid pixels in a window (default: .5)
     allow_missing: bool = False,  # scenes may lack bands or partners
-    dates: Literal["views"] = None,  # views: other dates of the same ground as views of it
+    dates: Dates = None,  # views: other dates of the same ground as views of it
     bs: int = 64,  # windows a batch
     lr: float = None,  # peak learning rate (default: by the method's rule for the batch)
     workers: int = 0,  # processes that read scenes; 0: read between the steps

@@ -293,6 +293,8 @@ def eo_dataloaders(
     others = [_other(k, v, scenes, path, reading, size) for k, v in specs.items()]
     if dates is not None:
         check_name(dates, ("views",), "dates")
+        if store is not None:
+            raise ValueError("store: it keeps one date of a window; leave out store, or dates")
         others.append(OtherDates(name, first, scenes))
     of, classes = _labels(labels, scenes, path, classes, column)
     same = (name, others, False if store else in_memory, on_error, max_lost, allow_missing)
