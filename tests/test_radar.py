@@ -213,3 +213,44 @@ def test_two_hundred_bands(tmp_path):
     )
     assert learn.model.encoder.embeds["ms"].proj.weight.shape == (48, 200, 8, 8)
     assert all(np.isfinite(float(v)) for v in fit(learn).recorder.losses)
+
+
+def test_a_sharper_picture_and_radar_from_the_command_line(pair, tmp_path, capsys):
+    from eo_brew.app.arguments import read_config, make_parser
+    from eo_brew.app.pretrain import modalities_of
+    from eo_brew.app.train_commands import run_pretrain
+
+    rng = np.random.default_rng(0)
+    profile = dict(driver="GTiff", dtype="uint8", count=3, height=256, width=512)
+    profile |= dict(crs="EPSG:32633", transform=Affine(2.5, 0, 3e5, 0, -2.5, 5e6))
+    with rasterio.open(tmp_path / "aerial.tif", "w", photometric="RGB", **profile) as dst:
+        dst.write(rng.integers(0, 255, (3, 256, 512)).astype("uint8"))
+    others = modalities_of(
+        "deo", None, tmp_path / "aerial.tif", [f"sar={pair}/grd.tif:sentinel1_grd"]
+    )
+    dls = eo_dataloaders(pair / "s2.tif", "sentinel2_l1c", size=32, bs=4, modalities=others)
+    batch = dls.one_batch()[0]
+    assert [tuple(batch[m].shape[1:]) for m in ("ms", "rgb", "sar")] == [
+        (3, 32, 32),
+        (3, 128, 128),
+        (2, 32, 32),
+    ]
+    line = f"pretrain {pair}/s2.tif --sensor sentinel2_l1c --rgb {tmp_path}/aerial.tif --vfm none --steps 1"
+    line += f" --modality sar={pair}/grd.tif:sentinel1_grd --size 32 --bs 2 --n 4 --valid-pct 0"
+    assert main([*line.split(), "--out", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+    kept = read_config(tmp_path / "run/config.yaml", make_parser("pretrain", run_pretrain, False))
+    assert kept["modality"] == [f"sar={pair}/grd.tif:sentinel1_grd"]
+    assert kept["rgb"] == f"{tmp_path}/aerial.tif"
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    {
+        "sar=no.tif:sentinel1_grd": "'no.tif' does not exist",
+        "sar": "wanted NAME=PATH:SENSOR",
+        "sar={d}/grd.tif:sentinel1": "sentinel1_db",
+    }.items(),
+)
+def test_a_modality_that_is_mistyped(pair, tmp_path, capsys, given, says):
+    line = f"pretrain {pair}/s2.tif --out {tmp_path}/run --modality {given.format(d=pair)}"
+    assert main(line.split()) == 2 and says in capsys.readouterr().err

@@ -196,6 +196,24 @@ def method_names() -> list:
     return sorted(name for names in found for name in names)
 
 
+def modality_spec(
+    text: str,  # NAME=PATH:SENSOR
+) -> tuple:  # name, path, sensor
+    "A further modality as it is typed. Raises a ValueError for anything else."
+    name, _, rest = str(text).partition("=")
+    path, _, sensor = rest.rpartition(":")
+    if not (name.isidentifier() and path and sensor):
+        raise ValueError(
+            f"--modality {text!r}: wanted NAME=PATH:SENSOR, like sar=s1/:sentinel1_grd"
+        )
+    if name == "ms":
+        raise ValueError(
+            f"--modality {text!r}: ms is the name of the first modality, choose another"
+        )
+    known_sensor(sensor)
+    return name, path, sensor
+
+
 def known_sensor(
     sensor: str,  # name, .toml file, or None
 ):

@@ -20,6 +20,7 @@ from eo_brew.app.arguments import (
     existing,
     known_sensor,
     method_names,
+    modality_spec,
     one_of,
 )
 from .output import say, speaking
@@ -84,7 +85,7 @@ def _check_folder(out):
         check_new(*(out / f for f in files), remedy=remedy)
 
 
-def _check_pretrain(scenes, out, sensor, method, dsm, vfm_checkpoint, resume):
+def _check_pretrain(scenes, out, sensor, method, others, vfm_checkpoint, resume):
     "What can be told before torch is there; says whether there is anything to do."
     if resume and (Path(out) / "encoder.safetensors").exists():
         return print(f"{out} holds a finished run: there is nothing to go on with")
@@ -99,7 +100,14 @@ def _check_pretrain(scenes, out, sensor, method, dsm, vfm_checkpoint, resume):
         known_sensor(sensor)  # before the folder, which may take long to look through
     for s in scenes:
         existing(s, "scenes")
-    for path, option in ((dsm, "--dsm"), (vfm_checkpoint, "--vfm-checkpoint")):
+    dsm, rgb, modality = others
+    more = [(modality_spec(m)[1], "--modality") for m in modality or ()]
+    for path, option in (
+        (dsm, "--dsm"),
+        (rgb, "--rgb"),
+        (vfm_checkpoint, "--vfm-checkpoint"),
+        *more,
+    ):
         if path is not None:
             existing(path, option)
     return True
@@ -112,6 +120,10 @@ def run_pretrain(
     bands: list[str] = None,  # bands to use, in order (default: all of the sensor)
     method: str = "deo",  # which method: deo, mssdf, or one that you registered
     dsm: str = None,  # raster of heights on the same ground: a further modality
+    rgb: str = None,  # picture of the same ground, sharper if need be, for the optical teacher
+    modality: list[
+        str
+    ] = None,  # further looks at the ground, NAME=PATH:SENSOR, e.g. sar=s1/:sentinel1_grd
     preset: Preset = "auto",  # settings: chosen by what there is, or the paper's
     arch: str = None,  # timm name of the student, a ViT or Swin (default: the preset's)
     vfm: str = None,  # timm name of the optical teacher; efficientnet_lite2: the demo's; none (default: the preset's)
@@ -144,7 +156,8 @@ def run_pretrain(
     **reading,
 ):
     "Pretrain an encoder on your own scenes."
-    if not _check_pretrain(scenes, out, sensor, method, dsm, vfm_checkpoint, resume):
+    others = dsm, rgb, modality
+    if not _check_pretrain(scenes, out, sensor, method, others, vfm_checkpoint, resume):
         return
     if not (resume or dry_run):
         _check_folder(Path(out))
@@ -155,7 +168,8 @@ def run_pretrain(
     data = {k: v for k, v in data.items() if v is not None}
     more = {k: v for k, v in dict(patch_size=patch_size, lr=lr).items() if v is not None}
     names = (
-        "sensor bands method preset dsm arch vfm epochs size bs seed resume dry_run steps views precision"
+        "sensor bands method preset dsm rgb modality arch vfm epochs size bs seed resume dry_run steps views "
+        "precision"
     ).split()
     given = {k: v for k, v in locals().items() if k in names}
     given |= dict(checkpoint=vfm_checkpoint, data=data, allow_change=tuple(allow_change or ()))

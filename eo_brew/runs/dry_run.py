@@ -345,7 +345,7 @@ def _largest(learn):
             return True
 
         return dict(largest_batch=largest(fits, bs), probed=True)
-    peaks, free, few, many = [], _free(), max(1, bs // 4), max(2, bs // 2)
+    peaks, free, few, many = [], _free(), max(2, bs // 4), max(4, bs // 2)
     for n in (few, many):
         with peak_memory(device) as peak:
             step(n)
