@@ -226,7 +226,7 @@ def test_a_sharper_picture_and_radar_from_the_command_line(pair, tmp_path, capsy
     with rasterio.open(tmp_path / "aerial.tif", "w", photometric="RGB", **profile) as dst:
         dst.write(rng.integers(0, 255, (3, 256, 512)).astype("uint8"))
     others = modalities_of(
-        "deo", None, tmp_path / "aerial.tif", [f"sar={pair}/grd.tif:sentinel1_grd"]
+        "deo", None, tmp_path / "aerial.tif", {"sar": (pair / "grd.tif", "sentinel1_grd")}
     )
     dls = eo_dataloaders(pair / "s2.tif", "sentinel2_l1c", size=32, bs=4, modalities=others)
     batch = dls.one_batch()[0]

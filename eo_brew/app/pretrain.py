@@ -14,7 +14,6 @@ from pathlib import Path
 
 from fastai.torch_core import default_device, rank_distrib, set_seed
 
-from .arguments import modality_spec
 from .demo import StopAfter, new_folder
 from ..core.files import check_new, no_empty_folder, one_writer
 from ..core.sensors import get_sensor, list_sensors
@@ -106,9 +105,8 @@ def config_of(
     config = {k: args[k] for k in _CONFIG if isinstance(args.get(k), plain) and k != "scenes"}
     for k in {"dsm", "rgb", "vfm_checkpoint", "store"} & args.keys():
         config[k] = _absolute(args[k])
-    specs = map(modality_spec, args.get("modality") or ())
-    if whole := [f"{name}={_absolute(path)}:{sensor}" for name, path, sensor in specs]:
-        config["modality"] = whole
+    if more := args.get("modality"):
+        config["modality"] = [f"{name}={_absolute(p)}:{s}" for name, (p, s) in more.items()]
     config = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
     return dict(scenes=[_absolute(s) for s in scenes if isinstance(s, (str, Path))], **config)
 
@@ -153,16 +151,15 @@ def modalities_of(
     method: str,  # mssdf wants all in windows of one size
     dsm=None,  # raster of heights
     rgb=None,  # picture, possibly sharper
-    modality: list = None,  # of 'NAME=PATH:SENSOR'
+    modality: dict = None,  # name -> (path, sensor)
 ) -> dict:  # for `eo_dataloaders`; None: nothing
     "What there is beside the first modality."
     found = {} if dsm is None else {"dsm": dict(path=dsm, sensor="dsm", size="same")}
     if rgb is not None:
         found["rgb"] = dict(path=rgb, sensor="rgb", size=None if method == "deo" else "same")
-    for text in modality or ():
-        name, path, sensor = modality_spec(text)
+    for name, (path, sensor) in (modality or {}).items():
         if name in found:
-            raise ValueError(f"modality={text!r}: there is a {name!r} already, choose another name")
+            raise ValueError(f"modality {name!r}: there is one already, choose another name")
         found[name] = dict(path=path, sensor=sensor, size="same")
     return found or None
 
@@ -240,7 +237,7 @@ def pretrain(
     allow_change: tuple = (),  # facts that may differ from those of the run that is resumed
     precision: str = "auto",  # 'bf16', 'fp32', or what is faster on this machine
     rgb=None,  # picture of the same ground, sharper if need be, in the place of the scenes' own colours
-    modality: list = None,  # further looks at the ground, each 'NAME=PATH:SENSOR'
+    modality: dict = None,  # further looks at the ground: name -> (path, sensor)
     **kwargs,  # to the method's learner: lr, patch_size, ...
 ):  # path of encoder.safetensors; a `DryRun` if that was wanted
     "Pretrain on a folder of scenes. Raises a ValueError for what does not fit, before any training."

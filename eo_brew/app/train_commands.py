@@ -172,6 +172,7 @@ def run_pretrain(
         "precision"
     ).split()
     given = {k: v for k, v in locals().items() if k in names}
+    given["modality"] = {name: (path, s) for name, path, s in map(modality_spec, modality or ())}
     given |= dict(checkpoint=vfm_checkpoint, data=data, allow_change=tuple(allow_change or ()))
     with _stopping_politely():
         from eo_brew.app.pretrain import pretrain
