@@ -463,6 +463,25 @@ def test_a_cache_folder_knows_weights_pixels_and_a_short_file(vfm, tmp_path):
         files(vfm)
 
 
+@pytest.mark.parametrize("tap_norm", [True, False])
+def test_released_heads_read_what_blocks_give(tap_norm):
+    encoder = create_encoder("vit_tiny_patch16_224", {"ms": 4, "rgb": 3}, **TINY)
+    with torch.no_grad():
+        encoder.trunk.norm.weight.mul_(2)
+    widths = {"cls": 20, "mid": 12, "late": 20}
+    model = DEOModel(encoder, widths, hidden=16, head_dim=8, tap_norm=tap_norm).eval()
+    seen, (mid, late) = {}, model.layers
+    for i in (mid, late):
+        block = encoder.trunk.blocks[i]
+        block.register_forward_hook(lambda m, x, y, i=i: seen.__setitem__(i, y[-4:, 1:]))
+    views = [{"ms": torch.rand(2, 4, 32, 32), "rgb": torch.rand(2, 3, 32, 32)} for _ in range(2)]
+    with torch.no_grad():
+        out = model(views)
+        for i, k in ((mid, "mid"), (late, "late")):
+            raw = encoder.trunk.norm(seen[i]) if tap_norm else seen[i]
+            torch.testing.assert_close(out[k]["rgb"], as_map(model.heads[k](raw), 4))
+
+
 def test_tables_and_embeddings_do_not_decay():
     from eo_brew.train.optim import decay_groups
 

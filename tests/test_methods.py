@@ -102,7 +102,15 @@ def test_paper_is_the_default_of_the_learners():
 def test_released_is_what_the_authors_code_differs_in():
     assert get_method("deo").create(loaders(), "released", arch=SMALL, vfm=None).method["preset"][
         "settings"
-    ] == {"optical": {"same_view": False}}
+    ] == {
+        "optical": {"same_view": False, "tap_norm": False},
+        "schedule": {"decay_tables": True},
+    }
+    learn = get_method("deo").create(loaders(), "released", arch=SMALL, vfm=None)
+    decaying = {id(p) for p in learn.splitter(learn.model)[0]}
+    trunk = learn.model.encoder.trunk
+    assert {id(trunk.cls_token), id(trunk.pos_embed)} <= decaying
+    assert id(trunk.norm.weight) not in decaying
     assert not get_method("mssdf").create(loaders(), "released", arch=SMALL).loss_func.split
 
 

@@ -40,6 +40,7 @@ class Schedule:
     betas: tuple = (0.9, 0.999)  # decay rates of AdamW's two moments
     momentum: float = 0.996  # first momentum of the EMA teacher; the last is 1
     clip: float = 3.0  # largest gradient norm of one tensor; None: no clipping
+    decay_tables: bool = False  # do tokens and positions decay, too?
 
     def peak(
         self,
@@ -138,7 +139,7 @@ def assemble(
         model,
         WithExtra(loss, extra) if extra else loss,
         opt_func=partial(adamw, betas=tuple(schedule.betas)),
-        splitter=decay_groups,
+        splitter=partial(decay_groups, tables=schedule.decay_tables),
         lr=schedule.peak(dls.bs),
         metrics=[LossPart(p) for p in [*parts, *(extra or {})]],
         cbs=own + list(callbacks) + list(L(cbs)),

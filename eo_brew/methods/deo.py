@@ -82,11 +82,13 @@ class DEOModel(PretrainModel):
         hidden: int = 2048,  # width of the heads' hidden layers
         n_global: int = 2,  # the first so many views are global
         with_cls: bool = True,  # match the optical teacher's CLS, not its tokens alone
+        tap_norm: bool = True,  # final norm on the layers that the heads of tokens read
     ):
         head = ProjectionHead(encoder.width, head_dim, hidden=hidden)
         super().__init__(MSBranch(encoder, head, modality))
         self.modality = modality
         self.n_global = n_global
+        self.tap_norm = tap_norm
         self.self_distill = self_distill
         self.distill_from = tuple(distill_from) if vfm_widths else ()
         self.layers = distill_layers(encoder)
@@ -111,9 +113,8 @@ class DEOModel(PretrainModel):
 def _tokens(self: DEOModel, views, layers=None):
     "All modalities of all `views` (of one size) in one pass."
     needs = dict.fromkeys(((self.modality,) if self.self_distill else ()) + self.distill_from)
-    return self.encoder.together(
-        {m: torch.cat([v[m] for v in views]) for m in needs}, layers=layers
-    )
+    batch = {m: torch.cat([v[m] for v in views]) for m in needs}
+    return self.encoder.together(batch, layers=layers, norm=self.tap_norm)
 
 
 @patch
@@ -209,6 +210,7 @@ class DEOOptical(Optical):
     cache: bool | str = False  # keep its token maps of each window: True in memory, or a folder
     cls_weight: float = 1.0  # of its CLS beside its tokens
     same_view: bool = True  # match CLS of aligned views, too; False as released
+    tap_norm: bool = True  # final norm on the student's tapped layers, too; False as released
 
 
 #: the paper's settings are the learner's defaults
@@ -218,8 +220,12 @@ PAPER = Preset(
 #: where the authors' code differs from the paper in a setting
 RELEASED = Preset(
     "released",
-    {"optical": {"same_view": False}},
-    "wolfilip/DEO-FM: the CLS loss leaves out aligned pairs of views",
+    {
+        "optical": {"same_view": False, "tap_norm": False},
+        "schedule": {"decay_tables": True},
+    },
+    "wolfilip/DEO-FM: the CLS loss leaves out aligned pairs of views, tapped layers have no final norm, "
+    "tokens and positions decay",
 )
 
 # %% ../../nbs/methods/02_deo.ipynb #1ef9674d
@@ -388,6 +394,7 @@ def deo_learner(
         hidden,
         views.n_global,
         with_cls=bool(optical.cls_weight),
+        tap_norm=optical.tap_norm,
     )
     loss = DEOLoss(eps, optical.alpha, optical.same_view, smooth, optical.cls_weight)
     own = _callbacks(model, views, dls.sensors[modality], vfm, optical.cache)

@@ -21,6 +21,7 @@ from .log import log_values
 # %% ../../nbs/train/01_optim.ipynb #3ced0c2e
 def decay_groups(
     model: nn.Module,  # any module
+    tables: bool = False,  # do tokens and tables of positions decay, too? As in DEO's released code
 ) -> list:  # [parameters that decay, parameters that do not]
     "Split the trainable parameters: matrices and kernels decay, vectors, tokens and position embeddings do not."
     decay, keep = [], []
@@ -30,7 +31,7 @@ def decay_groups(
         is_token = name.endswith(
             ("_token", "pos_embed", "_tokens", "relative_position_bias_table", "logit_scale")
         ) or "modality_embed" in name.split(".")
-        (keep if p.ndim < 2 or is_token else decay).append(p)
+        (keep if p.ndim < 2 or is_token and not tables else decay).append(p)
     return [decay, keep]
 
 # %% ../../nbs/train/01_optim.ipynb #3bf5025f
