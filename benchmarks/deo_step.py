@@ -118,7 +118,7 @@ def learner_step(learn, batch):
     learn.one_batch(0, (dict(batch),))
 
 
-def main():
+def main(argv=None):
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -130,7 +130,7 @@ def main():
     p.add_argument("--compile", action="store_true")
     p.add_argument("--save", action="store_true")
     p.add_argument("--profile", action="store_true")
-    args = p.parse_args()
+    args = p.parse_args(argv)
     set_seed(0)
     dls = eo_dataloaders(
         sample_scene(),
@@ -221,6 +221,7 @@ def main():
             target=2.0 if args.device == "cuda" else 1.5,
             better="more",
         )
+    return {k: args.bs / v for k, v in wall.items()}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/loader.py [--windows 1600] [--workers 2] [--cache 64] \\
         [--compress deflate] [--huge] [--out FILE.json] \\
-        [--save]
+        [--save loader store]
 
 All read the same COGs (made from the shipped scene, tiled 4 x 4, 10 bands, uint16, blocks of
 256). Bare rasterio reads the same windows in the same order, block reads with one open dataset a
@@ -11,9 +11,12 @@ eo_brew (threads, as `eo_dataloaders` does by itself, and processes) and torchge
 return float batches. Processes are timed from the first batch on, so their start and what they
 read ahead cost them nothing; threads from the start. GDAL keeps `--cache` MB of blocks a
 process, far less than the COGs hold, as with a folder larger than memory: so windows are
-decoded, not found in the cache. They run in turn, `--repeats` times, each time in a new process;
-the median counts. Seconds of processor time (all processes, start included) are given too: other
-load on the machine changes them less. torchgeo is left out when it is not installed.
+decoded, not found in the cache. `store` is eo_brew's loader from the second epoch on, with a patch
+store that the first one filled (not timed; its size is given beside that of the COGs). The files
+of all, COGs and store, are those that the system keeps in memory if there is enough. They run in
+turn, `--repeats` times, each time in a new process; the median counts. Seconds of processor time
+(all processes, start included) are given too: other load on the machine changes them less.
+torchgeo is left out when it is not installed.
 """
 
 import argparse
@@ -38,6 +41,7 @@ from record import record
 
 from eo_brew.data.loader import EODataLoader
 from eo_brew.data.samples import WindowDataset
+from eo_brew.data.store import open_store
 from eo_brew.scenes.open import open_scene, open_scenes, sample_scene, write_raster
 from eo_brew.scenes.scene import read_window
 from eo_brew.scenes.windows import window_index
@@ -138,6 +142,21 @@ def loader_of(scenes, windows, **how):
         device=torch.device("cpu"),
         **how,
     )
+
+
+def with_store(folder, scenes, windows):
+    "The windows' dataset with a store."
+    parts = windows, windows.take(slice(0))
+    sets = [WindowDataset(scenes, w, in_memory=False) for w in parts]
+    return sets[0], open_store(folder, *sets)
+
+
+def time_store(folder, scenes, windows, workers):
+    dataset, _ = with_store(folder, scenes, windows)
+    dl = EODataLoader(dataset, bs=32, shuffle=True, device=torch.device("cpu"), threads=workers)
+    t = time.perf_counter()
+    assert sum(len(b["index"]) for (b,) in dl) == len(windows)
+    return time.perf_counter() - t
 
 
 def time_loader(lengths, n):
@@ -252,6 +271,29 @@ def peak_memory(path):
     return int(out.stdout.split()[-1])
 
 
+def save(out, a):
+    "Keep the ratios that were asked for, for the page."
+    names = dict(bare="bare rasterio")
+    window = f"{a.size} x {a.size} x {len(BANDS)} windows"
+    for mine, title, targets in (
+        ("eo_brew", f"{window} of COGs ({a.compress})", dict(bare=0.8, torchgeo=2.0)),
+        ("store", f"{window} from the second epoch, with a store", dict(bare=3.0, torchgeo=6.0)),
+    ):
+        name = dict(eo_brew="loader").get(mine, mine)
+        for other in (o for o in targets if o in out and name in a.save):
+            record(
+                f"{name} beside {other}",
+                "cpu",
+                what=f"{title}, beside {names.get(other, other)}",
+                plain=out[other]["windows_per_s"],
+                ours=out[mine]["windows_per_s"],
+                unit="windows/s",
+                ratio=out[f"{mine}/{other}"]["windows_per_s"],
+                target=targets[other],
+                better="more",
+            )
+
+
 def main():
     p = argparse.ArgumentParser()
     for k, v in dict(windows=1600, size=256, workers=2, repeats=3, scenes=6, cache=64).items():
@@ -259,7 +301,7 @@ def main():
     p.add_argument("--huge", action="store_true")
     p.add_argument("--out")
     p.add_argument("--compress", default="deflate")
-    p.add_argument("--save", action="store_true")
+    p.add_argument("--save", nargs="+", default=[], choices=["loader", "store"])
     a = p.parse_args()
     torch.set_num_threads(1)
     os.environ["GDAL_CACHEMAX"] = str(a.cache)  # read by GDAL at its first use, and inherited
@@ -268,8 +310,16 @@ def main():
         make_cogs(d, a.scenes, a.compress)
         scenes = open_scenes(d, "sentinel2_l1c", BANDS)
         windows = window_index(scenes, a.size, n=a.windows, seed=0)
+        dataset, store = with_store(d / "store", scenes, windows)
+        for i in range(len(dataset)):
+            dataset.item(i)
+        assert store.done.all()
+        pixels = len(scenes) * np.prod(scenes[0].shape)
+        cogs = sum(f.stat().st_size for f in d.glob("*.tif")) / pixels
+        sizes = dict(COGs=cogs, store=store.megabytes * 1e6 / (len(windows) * a.size**2))
         runs = dict(
             bare=time_bare,
+            store=partial(time_store, d / "store"),
             eo_brew=time_threads,
             eo_brew_processes=time_processes,
             torchgeo=partial(time_torchgeo, d),
@@ -294,26 +344,14 @@ def main():
         )
         for k, (t, c) in median.items()
     }
-    for other in median.keys() - {"eo_brew"}:
-        out[f"eo_brew/{other}"] = dict(
-            windows_per_s=round(median[other][0] / median["eo_brew"][0], 2),
-            per_cpu_s=round(median[other][1] / median["eo_brew"][1], 2),
+    ours = ("eo_brew", "store")
+    for mine, other in ((m, o) for m in ours for o in median.keys() - set(ours)):
+        out[f"{mine}/{other}"] = dict(
+            windows_per_s=round(median[other][0] / median[mine][0], 2),
+            per_cpu_s=round(median[other][1] / median[mine][1], 2),
         )
-    if a.save:
-        for other, target in (("bare", 0.8), ("torchgeo", 2.0)):
-            if other in median:
-                record(
-                    f"loader beside {other}",
-                    "cpu",
-                    what=f"{a.size} x {a.size} x {len(BANDS)} windows of COGs ({a.compress}), "
-                    f"beside {dict(bare='bare rasterio').get(other, other)}",
-                    plain=out[other]["windows_per_s"],
-                    ours=out["eo_brew"]["windows_per_s"],
-                    unit="windows/s",
-                    ratio=out[f"eo_brew/{other}"]["windows_per_s"],
-                    target=target,
-                    better="more",
-                )
+    out["bytes a pixel and band"] = {k: round(v / len(BANDS), 2) for k, v in sizes.items()}
+    save(out, a)
     if a.huge:
         with tempfile.TemporaryDirectory() as d:
             t = time.perf_counter()

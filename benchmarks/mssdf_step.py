@@ -156,7 +156,7 @@ class Looped:
         return self.loss(pred, target)
 
 
-def main():
+def main(argv=None):
     ap = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -166,7 +166,7 @@ def main():
     ap.add_argument("--bf16", action="store_true")
     for name, default in (("bs", 16), ("size", 160), ("bands", 10), ("repeats", 3), ("threads", 2)):
         ap.add_argument(f"--{name}", type=int, default=default)
-    a = ap.parse_args()
+    a = ap.parse_args(argv)
     torch.manual_seed(0)
     torch.set_num_threads(a.threads)
     batch = {
@@ -217,6 +217,7 @@ def main():
             target=4.0,
             better="more",
         )
+    return dict(plain=a.bs / loop, eo_brew=a.bs / batched)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""The benchmarks that nobody can run here have to run where somebody can: a trial of each, tiny, on the CPU."""
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    yield
+    for name in ("gpu", "limit", "steps", "record", "deo_step", "mssdf_step"):
+        sys.modules.pop(name, None)
+
+
+def test_what_is_for_a_gpu_runs_on_a_cpu(scripts, tmp_path):
+    import gpu
+
+    out = tmp_path / "gpu.json"
+    found = gpu.main(["--smoke", "--out", str(out), "--parts", "masks", "predict", "losses"])
+    assert json.loads(out.read_text()) == json.loads(json.dumps(found))
+    assert 0 < found["masks"]["share"] < 1 and found["predict"]["windows_per_s"] > 0
+    fp32, bf16 = (found["losses"][f"mssdf {p}"] for p in ("fp32", "bf16"))
+    assert fp32 != bf16 and abs(fp32[0] - bf16[0]) < 0.05
+
+
+def test_a_part_that_fails_leaves_its_error(scripts, tmp_path, monkeypatch):
+    import gpu
+
+    monkeypatch.setitem(gpu.PARTS, "masks", lambda a: 1 / 0)
+    found = gpu.main(["--smoke", "--out", str(tmp_path / "x.json"), "--parts", "masks"])
+    assert found["masks"].startswith("ZeroDivisionError")
+
+
+def test_products_alone_take_a_part_of_the_step(scripts):
+    import limit
+    import torch
+
+    layer, x = torch.nn.Linear(256, 512), torch.randn(512, 256)
+    with limit.Products() as products:
+        layer(x).sum().backward()
+    assert {str(f) for f, _, _ in products.found.values()} >= {
+        "aten.addmm.default",
+        "aten.mm.default",
+    }
+    options = dict(methods=["predict"], arch="vit_tiny_patch16_224", size=64, bs=2, device="cpu")
+    found = limit.measure(Namespace(**options, repeats=1, bf16=False, top=0.05))
+    assert 0 < found["predict"]["products_s"]
