@@ -290,7 +290,7 @@ def test_probe_with_several_tasks_and_an_rgb_model(eo, place, tmp_path):
 PREDICT = "predict {d}/encoder.safetensors {d}/scene.tif --out {t}/o.tif "
 MISTAKES = {
     "predct x": "'predct' is no command. Did you mean 'predict'?",
-    "xyz": "There are demo, pretrain, info, predict, embed, export, probe",
+    "xyz": "There are " + ", ".join(COMMANDS),
     "info {d}/no.tif": "does not exist",
     "info {d}/text.tif": "text.tif",
     "info {d}/scene.tif --sensor sentinel2_l1": "sentinel2_l1c",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import rasterio
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +21,15 @@ from ..scenes.scene import Scene, read_window
 from ..weights.save import find_encoder
 
 # %% ../../nbs/maps/00_models.ipynb #ba896172
+def _resampling(scene, gsd) -> str:
+    "A command that works: what is in degrees goes to the UTM zone of its middle."
+    if not rasterio.CRS.from_wkt(scene.crs).is_geographic:
+        return f"gdalwarp -tr {gsd:g} {gsd:g}"
+    x, y = scene.transform @ (scene.shape[1] / 2, scene.shape[0] / 2)
+    zone = (32600 if y >= 0 else 32700) + int((x + 180) % 360 // 6) + 1
+    return f"gdalwarp -t_srs EPSG:{zone} -tr {gsd:g} {gsd:g}"
+
+
 def fit_scene(
     scene: Scene,  # to be swept
     sensor: Sensor,  # of the encoder
@@ -48,7 +58,7 @@ def fit_scene(
     if sensor.gsd and not any_gsd and not 1 / 1.5 < scene.gsd / sensor.gsd < 1.5:
         raise ValueError(
             f"{scene.name} has pixels of {scene.gsd:g} m, the encoder was trained at {sensor.gsd:g} m: "
-            f"resample it (gdalwarp -tr {sensor.gsd:g} {sensor.gsd:g}) or pass any_gsd=True"
+            f"resample it ({_resampling(scene, sensor.gsd)}) or pass any_gsd=True"
         )
     return replace(scene, sensor=sensor)
 

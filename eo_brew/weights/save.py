@@ -140,6 +140,10 @@ def load_encoder(
 ) -> Encoder:  # in evaluation mode; `.metadata` is what the file says
     "Build a saved encoder and load all of its weights."
     about, p = encoder_info(path), encoder_file(path)
+    if about.get("task"):
+        raise ValueError(
+            f"{p} is a fine-tuned model, not an encoder: eo_brew predict takes it, load_model in Python"
+        )
     _, tensors = read_header(p)
     try:
         _check_plan(about["config"], tensors, p)
