@@ -202,7 +202,9 @@ def write_cog(
         dtype, half = "float32", dict(nbits=16)  # how GeoTIFF stores half floats; read as float32
     clear_dead(path)
     cog = dict(compress="deflate", blocksize=512, bigtiff="IF_SAFER", **half)
-    cog |= dict(predictor="NO" if dtype == "uint8" else "YES")
+    # GDAL 3.12 has a type for half floats, but no predictor of floating point for it
+    predictor = "NO" if dtype == "uint8" else "STANDARD" if half else "YES"
+    cog |= dict(predictor=predictor)
     cog |= dict(overview_resampling="nearest" if spec.packing.kind == "classes" else "average")
     try:
         with atomic_write(path, (RasterioError, CPLE_BaseError)) as aside:

@@ -390,6 +390,7 @@ GDAL_TYPES = dict(
     int16="Int16",
     uint32="UInt32",
     int32="Int32",
+    float16="Float32",  # what holds it in a VRT of any GDAL; a type of files since 3.11
     uint64="UInt64",
     int64="Int64",
     float32="Float32",

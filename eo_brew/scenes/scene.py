@@ -561,7 +561,7 @@ def _apply_mask(scene: Scene, x, valid, window, size) -> tuple:
     with checked_read(on_grid, f"window {window} (y, x, height, width)"):
         code, outside = on_grid.raw(Window(left, y, w, h), size)
     outside = np.isnan(code[0]) if outside is None else outside[0] | np.isnan(code[0])
-    code = np.where(outside, -1, code[0]).astype(np.int64)
+    code = np.where(outside, -1, code[0].astype(np.float64)).astype(np.int64)
     bad = outside | np.isin(code, m.invalid) | ((code & m.bits) != 0)
     x[:, bad] = np.nan
     return x, valid & ~bad
