@@ -56,8 +56,11 @@ def _alone(func, known, repeats, device):
         if not isinstance(v, _Shape):
             return v
         shape, stride, dtype, where = v
-        t = torch.empty_strided(shape, stride, dtype=dtype, device=where)
-        return t.normal_() if dtype.is_floating_point else t.zero_()
+        long = 1 + sum((n - 1) * k for n, k in zip(shape, stride)) if all(shape) else 0
+        t = torch.zeros(
+            long, dtype=dtype, device=where
+        )  # rows that are expanded share their memory
+        return (t.normal_() if dtype.is_floating_point else t).as_strided(shape, stride)
 
     args, kwargs = tree_map(made, known, is_leaf=lambda v: isinstance(v, _Shape))
     return seconds(lambda: func(*args, **kwargs), repeats, device)
