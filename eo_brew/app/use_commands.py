@@ -177,18 +177,19 @@ def _check_predict(encoder, scene, out, labels, dtype, overwrite):
     existing(scene, "scene")
     if labels:
         existing(labels, "--labels")
-    if is_model(encoder):
-        check_model_out(encoder, out)
-        if labels:
-            raise ValueError(f"{encoder} knows its classes: leave --labels out, or give an encoder")
-    elif Path(out).suffix not in (".tif", ".tiff", ".zarr"):
-        raise ValueError(f"--out {out!r} must end in .tif (COG) or .zarr")
     if not Path(out).absolute().parent.is_dir():
         raise ValueError(
             f"--out {out!r}: the folder {str(Path(out).parent)!r} does not exist, make it first"
         )
     one_of(dtype, ("float32", "float16", "int16", "int8"), "--dtype")
     check_outputs([out], [encoder, scene, labels], overwrite)
+    maps = Path(out).suffix in (".tif", ".tiff", ".zarr")
+    if (maps or Path(out).suffix in (".csv", ".geojson")) and is_model(encoder):
+        check_model_out(encoder, out)
+        if labels:
+            raise ValueError(f"{encoder} knows its classes: leave --labels out, or give an encoder")
+    elif not maps:
+        raise ValueError(f"--out {out!r} must end in .tif (COG) or .zarr")
 
 
 def _predict(

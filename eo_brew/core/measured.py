@@ -18,7 +18,7 @@ _FOLDER = Path(eo_brew.__file__).parent / "samples" / "measured"
 
 # %% ../../nbs/core/05_measured.ipynb #b8ab761d
 def measured(
-    name: str,  # 'scene_table', 'demo_ablation', 'mssdf_ablation', 'mssdf_olinda', 'dry_runs', 'lab', 'finetune' or 'speed'
+    name: str,  # e.g. 'scene_table', 'demo_ablation', 'lab', 'finetune' or 'speed'
 ) -> pd.DataFrame:  # a row for each run or measurement
     "A table of what was measured."
     files = {p.stem: p for p in sorted(_FOLDER.glob("*.*"))}
