@@ -42,7 +42,7 @@ QUESTIONS = {
     "cite": "project/citation.html",
     "API": "reference/index.html",
     "continue pretraining": "guide/faq.html",
-    "fine-tune on my labels": "tasks/learners.html",
+    "fine-tune on my labels": "tasks/finetune.html",
     "embeddings of a region": "guide/faq.html",
     "QGIS": "tutorials/a_map_of_embeddings.html",
     "more than three bands": "guide/faq.html",

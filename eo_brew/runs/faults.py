@@ -205,7 +205,9 @@ class StopOnNaN(Callback):
         self.seen = []
 
     def after_batch(self):
-        norm = getattr(getattr(self.learn, "clip_per_tensor", None), "norm", self.loss.detach() * 0)
+        norm = getattr(
+            getattr(self.learn, "clip_per_tensor", None), "total_norm", self.loss.detach() * 0
+        )
         self.seen.append(
             (
                 self.train_iter,
