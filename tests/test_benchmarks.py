@@ -9,6 +9,8 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+if not FOLDER.is_dir():
+    pytest.skip("no benchmarks here: they are in the checkout", allow_module_level=True)
 
 
 @pytest.fixture
