@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from affine import Affine
 
 import eo_brew
 from eo_brew.app.arguments import SENSORS, described, option_words
@@ -22,28 +21,13 @@ from eo_brew.models.encoder import create_encoder
 from eo_brew.weights.export import from_pretrained
 from eo_brew.core.sensors import get_sensor, list_sensors
 from eo_brew.weights.save import load_encoder, save_encoder
+from rasters import write
 
 S3 = get_sensor("sentinel2_l1c", bands="B02 B03 B04".split())
 
 
 def raster(path, x, names=(), nodata=0, **tags):
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        dtype=x.dtype,
-        count=len(x),
-        height=x.shape[1],
-        width=x.shape[2],
-        crs="EPSG:32633",
-        transform=Affine(10, 0, 3e5, 0, -10, 5e6),
-        nodata=nodata,
-    ) as dst:
-        dst.write(x)
-        for i, n in enumerate(names, 1):
-            dst.set_band_description(i, n)
-        dst.update_tags(**tags)
-    return path
+    return write(path, x, names, nodata, **tags)
 
 
 @pytest.fixture(scope="module")

@@ -18,20 +18,10 @@ from rasterio.warp import Resampling, calculate_default_transform, reproject
 
 from eo_brew.app.cli import main
 from eo_brew.scenes.open import open_raster, sample_labels, sample_scene
+from rasters import write
 
 LAB = Path(os.environ.get("EO_BREW_LAB", "not given"))
 OLINDA = sample_scene("olinda")
-
-
-def write(path, x, crs, transform, nodata=None, names=()):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = dict(count=len(x), height=x.shape[1], width=x.shape[2], dtype=x.dtype)
-    grid = dict(crs=crs, transform=transform, nodata=nodata)
-    with rasterio.open(path, "w", driver="GTiff", **shape, **grid) as dst:
-        dst.write(x)
-        for i, name in enumerate(names, 1):
-            dst.set_band_description(i, name)
-    return path
 
 
 def cut(side, bands=None):  # values, CRS, transform and band names of a piece of the sample scene
@@ -44,7 +34,7 @@ def height_classes(folder):
     with rasterio.open(OLINDA / "olinda_dem_utm25s.tif") as src:
         z, transform = src.read(), src.transform
     kinds = np.digitize(z, [3, 10, 30]).astype("uint8") + 1
-    return write(folder / "heights.tif", kinds, "EPSG:31985", transform, 255)
+    return write(folder / "heights.tif", kinds, (), 255, "EPSG:31985", transform)
 
 
 def olinda(folder, quick):
@@ -65,7 +55,7 @@ def degrees(folder, quick):
     out = np.zeros((len(x), height, width), "uint16")
     how = dict(src_crs=crs, dst_crs=there, src_transform=transform, dst_transform=grid)
     reproject(x.astype("uint16"), out, resampling=Resampling.bilinear, **how)
-    scene = write(folder / "scene.tif", out, there, grid, 0, names)
+    scene = write(folder / "scene.tif", out, names, 0, there, grid)
     return dict(scenes=scene, read="--sensor sentinel2_l1c --offset 0", labels=sample_labels())
 
 
@@ -94,7 +84,12 @@ def plain(folder, quick):
         wanted |= {"B05": 5, "B11": 12, "B12": 13}
     for i, band in enumerate(x, 1):
         kind = "float32" if i % 3 == 0 else "int16"
-        write(folder / "bands" / f"scene_{i}.tif", band[None].astype(kind), crs, transform)
+        write(
+            folder / "bands" / f"scene_{i}.tif",
+            band[None].astype(kind),
+            crs=crs,
+            transform=transform,
+        )
     note = ['sensor = "sentinel2_l1c"', "offset = 0"]
     note += [f'bands.{name} = "scene_{i}.tif"' for name, i in wanted.items()]
     return dict(scenes=folder / "bands", read="", labels=sample_labels(), note="\n".join(note))
@@ -104,11 +99,11 @@ def heights(folder, quick):
     "Colours of 8 bits and a surface model with voids."
     with rasterio.open(OLINDA / "L7_ETMs.tif") as src:
         x = src.read([3, 2, 1])[:, : 72 if quick else None, : 72 if quick else None]
-        rgb = write(folder / "ortho.tif", x, src.crs, src.transform)
+        rgb = write(folder / "ortho.tif", x, crs=src.crs, transform=src.transform)
     with rasterio.open(OLINDA / "olinda_dem_utm25s.tif") as src:
         z, transform = src.read().astype("float32"), src.transform
     z[:, 4:9, 12:17] = z[:, 80:83] = -9999
-    dsm = write(folder / "dsm.tif", z, "EPSG:31985", transform, -9999)
+    dsm = write(folder / "dsm.tif", z, (), -9999, "EPSG:31985", transform)
     return dict(scenes=rgb, read="--sensor rgb", labels=dsm, task="height", dsm=dsm)
 
 

@@ -19,19 +19,9 @@ from eo_brew.models.teachers import efficientnet_lite_teacher
 from eo_brew.scenes.open import open_scene, open_scenes
 from eo_brew.scenes.scene import read_window
 from eo_brew.views.multicrop import MultiCrop
+from rasters import write
 
 TINY = dict(img_size=32, patch_size=8, embed_dim=48, depth=3, num_heads=3)
-
-
-def write(path, x, names, **tags):
-    profile = dict(count=len(x), height=x.shape[1], width=x.shape[2], crs="EPSG:32633")
-    profile |= dict(driver="GTiff", dtype=x.dtype, transform=Affine(10, 0, 3e5, 0, -10, 5e6))
-    with rasterio.open(path, "w", **profile) as dst:
-        dst.write(x)
-        for i, n in enumerate(names, 1):
-            dst.set_band_description(i, n)
-        dst.update_tags(**tags)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Literal
 
 from .arguments import existing, existing_encoder, one_of
 from .output import say, speaking
-from ..core.files import atomic_write, check_made_here, check_new
+from ..core.files import atomic_write, check_made_here, check_new, check_parent
 
 # %% ../../nbs/app/04_model_commands.ipynb #c008611f
 TASKS = ("segmentation", "classification", "change", "height", "detection")
@@ -37,8 +37,7 @@ def _check_finetune(encoder, scenes, labels, task, after, dtm, out, overwrite):
         raise ValueError("--task change and --after go together: scenes of the later date")
     if Path(out).suffix != ".safetensors":
         raise ValueError(f"--out {out!r} must end in .safetensors")
-    if not Path(out).absolute().parent.is_dir():
-        raise ValueError(f"--out {out!r}: the folder does not exist, make it first")
+    check_parent(out)
     check_new(out, overwrite=overwrite)
     if Path(out).exists() and Path(encoder).exists() and Path(out).samefile(encoder):
         raise ValueError(f"--out {out} is the encoder: choose another name")
@@ -47,30 +46,17 @@ def _check_finetune(encoder, scenes, labels, task, after, dtm, out, overwrite):
 # %% ../../nbs/app/04_model_commands.ipynb #19e3a635
 def _own_scenes(paths, encoder, modality, any_gsd=False, placed=True, **reading) -> list:
     "Scenes with the bands and statistics of the encoder, in its units."
-    from eo_brew.core.sensors import get_sensor, list_sensors
-    from eo_brew.maps.models import check_units, fit_scene
+    from eo_brew.maps.models import check_units, fit_scene, own_bands
     from eo_brew.scenes.open import open_scenes
 
+    scenes = open_scenes(paths, **own_bands(encoder, modality), **reading)
     own = encoder.sensors[modality]
     if own is None:
-        return open_scenes(paths, **reading)
-    known = get_sensor(own.name) if own.name in list_sensors() else own
-    scenes = open_scenes(paths, known, own.band_names, **reading)
+        return scenes
     if placed:
         scenes = [fit_scene(s, own, any_gsd) for s in scenes]
     check_units(scenes[0], own)
     return scenes
-
-
-def _window_size(scenes, encoder) -> int:
-    "What the encoder was trained on, less for smaller scenes."
-    patch = encoder.patch_size
-    least = min(min(s.shape) for s in scenes) // patch * patch
-    if not least:
-        raise ValueError(
-            f"{scenes[0].name} of {scenes[0].shape} px is smaller than a token of {patch} px"
-        )
-    return min(encoder.trunk.patch_embed.img_size[0], least)
 
 
 def _task_data(task, scenes, labels, options, column=None, dtm=None):
@@ -103,6 +89,7 @@ def _finetune(
     "The learner, trained and saved."
     from fastai.torch_core import set_seed
     from eo_brew.core.checks import check_name
+    from eo_brew.maps.models import window_size
     from eo_brew.tasks.finetune import few_label_learner, finetune, save_model
     from eo_brew.weights.export import from_pretrained
 
@@ -112,7 +99,7 @@ def _finetune(
     )
     placed = task != "classification"
     found = _own_scenes(scenes, encoder, modality, placed=placed, **reading)
-    size = options.pop("size") or _window_size(found, encoder)
+    size = options.pop("size") or window_size(encoder, found)
     options |= dict(size=size, name=modality)
     if after:
         later = _own_scenes(after, encoder, modality, **reading)
@@ -129,7 +116,7 @@ def _finetune(
     about = dict(colors=getattr(dls, "colors", ()), size=size, finetuned=learn.finetuned)
     return save_model(learn, out, **about), rows, learn.finetuned["kept"]
 
-
+# %% ../../nbs/app/04_model_commands.ipynb #b3d0a061
 def run_finetune(
     encoder: str,  # encoder.safetensors, the folder that holds it, or hf-hub:USER/NAME
     scenes: list[str],  # rasters or folders of scenes; a folder of class folders for classification
@@ -147,7 +134,7 @@ def run_finetune(
     bs: int = 8,  # windows a batch
     steps: int = 220,  # training steps, in whole epochs: the head, the upper half, all of the encoder
     lr: float = 0.01,  # peak learning rate of the head; those of the encoder follow
-    valid_pct: float = None,  # share of the ground held out to choose the best stage (default: .2)
+    valid_pct: float = None,  # share of the ground held out to choose the stage (default: .2)
     block: float = None,  # side of the blocks of ground that are kept apart, in units of the CRS
     min_valid: float = None,  # least share of valid pixels in a window (default: .5)
     seed: int = 0,  # of everything random

@@ -11,7 +11,13 @@ from pathlib import Path
 from .arguments import Dtype, existing, existing_encoder, known_sensor, one_of
 from .model_commands import check_model_out, is_model, predict_model
 from .output import say, speaking
-from ..core.files import atomic_write, check_made_here, check_new, no_empty_folder
+from eo_brew.core.files import (
+    atomic_write,
+    check_made_here,
+    check_new,
+    check_parent,
+    no_empty_folder,
+)
 
 # %% ../../nbs/app/04_use_commands.ipynb #0362c459
 def check_outputs(
@@ -50,8 +56,7 @@ def _check_picture(picture, overwrite):
         raise ValueError(
             f"--picture {picture}: wanted a name that ends in .png, .jpg, .pdf or .svg"
         )
-    if not Path(picture).absolute().parent.is_dir():
-        raise ValueError(f"--picture {picture}: the folder does not exist, make it first")
+    check_parent(picture, "picture")
 
 
 def _draw(found, picture):
@@ -78,7 +83,7 @@ def _model_text(about):
         [*rows, f"classes {', '.join(task['classes'])}"][: None if task["classes"] else -1]
     )
 
-
+# %% ../../nbs/app/04_use_commands.ipynb #b3d0a062
 def run_info(
     path: str,  # raster, folder of scenes, or encoder.safetensors
     sensor: str = None,  # name of the sensor (default: told by the file names)
@@ -170,17 +175,14 @@ def _draw_map(file, picture):
     plt.close(fig)
     print(f"picture: {picture}")
 
-
+# %% ../../nbs/app/04_use_commands.ipynb #b3d0a063
 def _check_predict(encoder, scene, out, labels, dtype, overwrite):
     "What can be told before torch is there."
     existing_encoder(encoder)
     existing(scene, "scene")
     if labels:
         existing(labels, "--labels")
-    if not Path(out).absolute().parent.is_dir():
-        raise ValueError(
-            f"--out {out!r}: the folder {str(Path(out).parent)!r} does not exist, make it first"
-        )
+    check_parent(out)
     one_of(dtype, ("float32", "float16", "int16", "int8"), "--dtype")
     check_outputs([out], [encoder, scene, labels], overwrite)
     maps = Path(out).suffix in (".tif", ".tiff", ".zarr")
@@ -197,7 +199,7 @@ def _predict(
 ):
     "The map; `options` are those of `predict_raster`."
     from eo_brew.maps.predict import open_for, predict_raster
-    from eo_brew.maps.models import fit_scene
+    from eo_brew.maps.models import fit_scene, window_size
 
     encoder, modality, layers = load_for(encoder, modality, layers)
     scene, model = open_for(scene, encoder, modality, **reading), encoder
@@ -207,11 +209,10 @@ def _predict(
         options = options | dict(kind="classes", names=names)
     else:
         options = options | dict(layers=layers)
-    whole = (n // encoder.patch_size * encoder.patch_size for n in scene.shape)
-    size = size or min(encoder.trunk.patch_embed.img_size[0], *whole)
+    size = size or window_size(encoder, [scene])
     return predict_raster(model, scene, out, modality, size=size, any_gsd=any_gsd, **options)
 
-
+# %% ../../nbs/app/04_use_commands.ipynb #b3d0a064
 def run_predict(
     encoder: str,  # encoder.safetensors, its folder, hf-hub:USER/NAME, or a model of eo_brew finetune
     scene: str,  # raster, or folder with one file a band

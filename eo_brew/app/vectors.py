@@ -12,6 +12,7 @@ from typing import Literal
 from .arguments import existing, existing_encoder, one_of
 from .output import say, speaking
 from .use_commands import check_outputs, load_for
+from ..core.files import check_parent
 
 # %% ../../nbs/app/04_vectors.ipynb #73ca8973
 def _check_embed(encoder, scenes, out, unit, dtype, overwrite):
@@ -23,10 +24,7 @@ def _check_embed(encoder, scenes, out, unit, dtype, overwrite):
     one_of(dtype, ("float32", "float16", "int8"), "--dtype")
     if Path(out).suffix not in (".parquet", ".geoparquet"):
         raise ValueError(f"--out {str(out)!r} must end in .parquet")
-    if not Path(out).absolute().parent.is_dir():
-        raise ValueError(
-            f"--out {str(out)!r}: the folder {str(Path(out).parent)!r} does not exist, make it first"
-        )
+    check_parent(out)
     check_outputs([out], [encoder, *scenes], overwrite)
 
 

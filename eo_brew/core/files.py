@@ -115,6 +115,18 @@ def check_new(
         raise ValueError(f"{', '.join(there[:3])}{more} exists: {remedy}")
 
 
+def check_parent(
+    path,  # that will be written
+    what: str = "out",  # what to call it in the message
+):
+    "Raise a ValueError where the folder of a file does not exist."
+    parent = Path(path).absolute().parent
+    if not parent.is_dir():
+        raise ValueError(
+            f"{what}={str(path)!r}: the folder {str(parent)!r} does not exist, make it first"
+        )
+
+
 @contextmanager
 def no_empty_folder(
     folder: Path,  # that may be made inside

@@ -173,16 +173,18 @@ class PatchStore:
     def megabytes(self) -> float:
         return sum(f.stat().st_size for f in self.folder.iterdir()) / 1e6
 
-
+# %% ../../nbs/data/06_store.ipynb #b3d0a065
 def _index(folder: Path) -> dict:
     "What a store says of itself, or an error."
     try:
         about = json.loads((folder / "index.json").read_text())
-        assert about["format"] == _FORMAT
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as e:
+        known = about["format"] == _FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    if not known:
         raise ValueError(
             f"store={str(folder)!r} is no patch store: give a folder that `eo_brew pack` wrote, or a new one"
-        ) from e
+        )
     return about
 
 
@@ -313,7 +315,7 @@ def _reserve(folder: Path, arrays: dict):
             with open(file, "r+b") as f:
                 os.posix_fallocate(f.fileno(), 0, file.stat().st_size)
 
-
+# %% ../../nbs/data/06_store.ipynb #b3d0a066
 def _create(folder: Path, train, valid, classes, facts: dict):
     "An empty store; where several processes make the same one, the first wins."
     aside = folder.with_name(f"{folder.name}.{os.getpid()}")

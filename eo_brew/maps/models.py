@@ -15,10 +15,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.sensors import Sensor
+from ..core.sensors import Sensor, get_sensor, list_sensors
 from ..models.encoder import Encoder
 from ..scenes.scene import Scene, read_window
 from ..weights.save import find_encoder
+
+# %% ../../nbs/maps/00_models.ipynb #b3d0a051
+def own_bands(
+    encoder,  # `Encoder`, or None
+    modality: str,  # whose embedding
+) -> dict:  # sensor and bands for `open_scene`; {} where the encoder does not know them
+    "How scenes are opened for an encoder."
+    sensor = encoder and encoder.sensors.get(modality)
+    if sensor is None:
+        return {}
+    known = get_sensor(sensor.name) if sensor.name in list_sensors() else sensor
+    return dict(sensor=known, bands=sensor.band_names)
+
+
+def window_size(
+    encoder: Encoder,  # that will look at the windows
+    scenes: list,  # of `Scene`
+) -> int:  # pixels
+    "The size that an encoder was trained on, or the largest that every scene has."
+    patch, least = encoder.patch_size, min(scenes, key=lambda s: min(s.shape))
+    whole = min(least.shape) // patch * patch
+    if not whole:
+        raise ValueError(f"{least.name} of {least.shape} px is smaller than a token of {patch} px")
+    return min(encoder.trunk.patch_embed.img_size[0], whole)
 
 # %% ../../nbs/maps/00_models.ipynb #ba896172
 def _resampling(scene, gsd) -> str:

@@ -14,11 +14,10 @@ import numpy as np
 from fastcore.basics import patch
 
 import eo_brew
-from ..core.files import check_made_here, one_writer
-from ..core.sensors import get_sensor, list_sensors
+from ..core.files import check_made_here, check_parent, one_writer
 from ..core.trust import check_finite_weights
 from .jobs import MapJob, run_here, run_on_cluster, weights_digest
-from .models import model_modality
+from .models import model_modality, own_bands
 from .sweep import Sweep
 from eo_brew.maps.write import (
     MapSpec,
@@ -43,17 +42,14 @@ def open_for(
         return scene
     if hasattr(scene, "encoding"):  # a DataArray, told without importing xarray
         return _scene_of(scene)
-    encoder = _encoder_of(model)
-    sensor = encoder and encoder.sensors.get(modality)
-    if sensor is None:
-        return open_scene(scene, **kwargs)
-    known = get_sensor(sensor.name) if sensor.name in list_sensors() else sensor
+    own = own_bands(_encoder_of(model), modality)
     try:
-        return open_scene(scene, known, sensor.band_names, **kwargs)
+        return open_scene(scene, **own, **kwargs)
     except ValueError as e:
-        raise ValueError(
-            f"{e} (the encoder was trained on {sensor.band_names} of {sensor.name!r})"
-        ) from e
+        trained = (
+            f" (the encoder was trained on {own['bands']} of {own['sensor'].name!r})" if own else ""
+        )
+        raise ValueError(f"{e}{trained}") from e
 
 
 def _encoder_of(model):
@@ -142,10 +138,7 @@ def _check_out(out, overwrite):
     if out.exists() and not overwrite:
         raise ValueError(f"out={str(out)!r} exists: choose another name or pass overwrite=True")
     check_made_here(out)
-    if not out.parent.is_dir():
-        raise ValueError(
-            f"out={str(out)!r}: the folder {str(out.parent)!r} does not exist, make it first"
-        )
+    check_parent(out)
 
 
 def _check_inputs(out, scenes):

@@ -20,11 +20,10 @@ from torch.nn import functional as F
 
 import eo_brew
 from ..core.checks import check_name
-from ..core.files import atomic_write, check_made_here, check_new, one_writer
-from ..core.sensors import get_sensor, list_sensors
+from ..core.files import atomic_write, check_made_here, check_new, check_parent, one_writer
 from ..core.trust import check_finite_weights
 from .jobs import block_grid, weights_digest
-from .models import model_modality
+from .models import model_modality, own_bands, window_size
 from .predict import open_for
 from .sweep import Sweep
 from ..models.encoder import Encoder
@@ -199,11 +198,7 @@ def _open_scenes(scenes, encoder, modality, reading):
         return [s for one in scenes for s in _open_scenes(one, encoder, modality, reading)]
     if not isinstance(scenes, (str, Path)):
         return [open_for(scenes, encoder, modality)]
-    sensor = encoder.sensors.get(modality)
-    if sensor is None:
-        return open_scenes(scenes, **reading)
-    known = get_sensor(sensor.name) if sensor.name in list_sensors() else sensor
-    return open_scenes(scenes, known, sensor.band_names, **reading)
+    return open_scenes(scenes, **own_bands(encoder, modality), **reading)
 
 
 def _about(encoder, sweep, unit, pool, digest):
@@ -220,13 +215,6 @@ def _about(encoder, sweep, unit, pool, digest):
         pool=pool if unit == "window" else None,
         window=dict(size=sweep.size, overlap=sweep.overlap * sweep.cell),
     )
-
-
-def _default_size(encoder, scenes):
-    "The size of windows that the encoder was trained with, or the largest that every scene has."
-    p = encoder.patch_size
-    whole = [n // p * p for s in scenes for n in s.shape]
-    return min(encoder.trunk.patch_embed.img_size[0], *whole)
 
 # %% ../../nbs/maps/05_tables.ipynb #153b68fb
 def embed_scenes(
@@ -251,7 +239,7 @@ def embed_scenes(
     check_name(modality, encoder.modalities, "modality")
     check_finite_weights(encoder.state_dict(), "the encoder")
     scenes = _open_scenes(scenes, encoder, modality, reading or {})
-    sweep |= dict(modality=modality, kind="embeddings", size=size or _default_size(encoder, scenes))
+    sweep |= dict(modality=modality, kind="embeddings", size=size or window_size(encoder, scenes))
     if unit == "cell":
         sweep |= dict(layers=layers)
     else:
@@ -285,8 +273,7 @@ def _check_table(out, overwrite, unit, dtype):
         raise ValueError(f"out={str(out)!r} must end in .parquet")
     check_new(out, overwrite=overwrite, remedy="choose another name or pass overwrite=True")
     check_made_here(out)
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"out={str(out)!r}: the folder does not exist, make it first")
+    check_parent(out)
     _arrow()
     return out
 

@@ -45,13 +45,11 @@ def mix_dates(
     names: tuple,  # of entries that may have another date, `NAME_dates`
 ) -> list:  # without the entries of other dates
     "Let views with odd numbers show the other date."
+    other = {f"{n}_dates{part}": n + part for n in names for part in ("", "_valid")}
     out = []
     for v, view in enumerate(views):
-        later = {
-            k.replace("_dates", ""): z for k, z in view.items() if k.split("_dates")[0] in names
-        }
-        kept = {k: z for k, z in view.items() if "_dates" not in k}
-        later = {k: z for k, z in later.items() if k.replace("_valid", "") + "_dates" in view}
+        kept = {k: z for k, z in view.items() if k not in other}
+        later = {other[k]: z for k, z in view.items() if k in other}
         out.append(kept | (later if v % 2 else {}))
     return out
 
