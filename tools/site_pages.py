@@ -178,7 +178,8 @@ def options(
         if rows:
             title = (group.title or "options").capitalize()
             title = {"Positional arguments": "What it reads"}.get(title, title)
-            res.append(f"**{title}**\n\n" + table(["argument", "default", "what it does"], rows))
+            shown = table(["argument", "default", "what it does"], rows)
+            res.append(f"**{title}**\n\n::: {{.arguments .options}}\n{shown}:::\n")
     return "\n".join(res)
 
 

@@ -282,6 +282,7 @@ def search_index(
         s = Sections(p.read_text(encoding="utf-8"), public)
         for i, c in enumerate(s.sections):
             text = " ".join(" ".join(c["text"]).split())
+            text = re.sub(r"\bargument (?:type )?default what it (?:is|does) ", "", text)
             if not text and not c["heading"] and i:
                 continue
             entries.append(

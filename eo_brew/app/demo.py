@@ -149,7 +149,7 @@ def tokens_picture(
     path=None,  # write the picture here
 ):  # the figure
     "The scene beside the PCA of its tokens before and after training, and what a linear probe reads from them."
-    fig, axs = plt.subplots(2, 2, figsize=(13, 7), constrained_layout=True)
+    fig, axs = plt.subplots(2, 2, figsize=(8, 4.8), constrained_layout=True)
     show_rgb(scene.eo.rgb, ax=axs[0, 0], title="scene")
     for ax, tokens, name in zip(axs[:, 1], (before, after), ("before training", "after training")):
         show_pca(tokens, ax=ax, title=f"tokens, first three components, {name}")
@@ -161,7 +161,7 @@ def tokens_picture(
         title="land use read from the trained tokens by a linear probe",
     )
     if path is not None:
-        fig.savefig(path, dpi=80)
+        fig.savefig(path, dpi=130)
     return fig
 
 # %% ../../nbs/app/00_demo.ipynb #a127aa29

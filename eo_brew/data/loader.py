@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ..core.sensors import Sensor, rgb_from
+from ..core.show import picture_axes
 
 # %% ../../nbs/data/06_loader.ipynb #b413ee7c
 class BatchMemory:
@@ -234,6 +235,26 @@ def _picture(
     return (img if valid is None else torch.where(valid, img, 1.0)).permute(1, 2, 0).numpy()
 
 
+def _show_boxes(ax, boxes: list, labels: list, classes):
+    "Draw boxes with the names of their classes; 0 is no box."
+    for (x0, y0, x1, y1), k in zip(boxes, labels):
+        if k:
+            ax.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=f"C{k}", lw=2))
+            ax.text(x0, y0, classes[k - 1] if classes else k, color="w", fontsize=8, va="bottom")
+
+
+def _show_raster(ax, y: Tensor, classes):
+    "Draw classes as colours of their own, or numbers such as heights as one scale with its ends."
+    if y.is_floating_point():
+        ax.imshow(y, cmap="viridis", interpolation="nearest")
+        ax.set_title(f"{y[y.isfinite()].min():.3g} to {y[y.isfinite()].max():.3g}", fontsize=8)
+        return
+    top = max(len(classes or ()), 2) - 1
+    shown = np.ma.masked_equal(y, 255)
+    ax.imshow(shown, vmin=0, vmax=top, cmap="tab10", interpolation="nearest")
+    ax.set_title("labels", fontsize=8)
+
+
 def _show_sample(axs, batch: dict, names: list, y, i: int, sensors: dict, classes):
     "Draw the modalities of sample `i`, and its label, on the row `axs`."
     for ax, name in zip(axs, names):
@@ -243,17 +264,9 @@ def _show_sample(axs, batch: dict, names: list, y, i: int, sensors: dict, classe
         )
         ax.set_title(name, fontsize=8)
     if isinstance(y, dict):
-        for (x0, y0, x1, y1), k in zip(y["boxes"][i].tolist(), y["labels"][i].tolist()):
-            if k:
-                axs[0].add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=f"C{k}"))
+        _show_boxes(axs[0], y["boxes"][i].tolist(), y["labels"][i].tolist(), classes)
     elif y is not None and y.ndim > 1:
-        axs[len(names)].imshow(
-            np.ma.masked_equal(y[i], 255),
-            vmin=0,
-            vmax=max(len(classes or ()), 2) - 1,
-            cmap="tab10",
-            interpolation="nearest",
-        )
+        _show_raster(axs[len(names)], y[i], classes)
     elif y is not None:
         axs[0].set_title(classes[int(y[i])] if classes else int(y[i]), fontsize=8)
     for ax in axs:
@@ -266,24 +279,20 @@ def show_eo_batch(
     sensors: dict = {},  # name -> Sensor
     classes: list = None,  # names of the classes
     max_n: int = 6,  # samples to draw
-    ncols: int = 3,  # samples a row
-    figsize: tuple = None,  # inches
+    ncols: int = 3,  # samples a row, fewer where a sample is many pictures
 ):
     "Draw samples with all their modalities and labels; returns the axes."
     names = [k for k, v in batch.items() if v.ndim == 4 and not k.endswith("_valid")]
     raster = isinstance(y, Tensor) and y.ndim > 1
     n, per = min(max_n, len(batch[names[0]])), len(names) + raster
-    ncols = min(ncols, n)
+    ncols = min(ncols, n, max(1, 6 // per))
     rows = math.ceil(n / ncols)
-    fig, axs = plt.subplots(
-        rows, ncols * per, figsize=figsize or (1.6 * ncols * per, 1.7 * rows), squeeze=False
-    )
+    fig, axs = picture_axes(rows, ncols * per)
     for ax in axs.ravel():
         ax.axis("off")
     cells = [row[k * per : (k + 1) * per] for row in axs for k in range(ncols)]
     for i in range(n):
         _show_sample(cells[i], batch, names, y, i, sensors, classes)
-    fig.tight_layout(pad=0.3)
     return axs
 
 

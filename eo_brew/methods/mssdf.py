@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import permutations, product
 
-import matplotlib.pyplot as plt
 import torch
 from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn
 
 from ..core.sensors import with_rgb
-from ..core.show import show_mask
+from ..core.show import picture_axes, show_mask
 from ..losses.mssdf import WEIGHTS, MSSDFLoss
 from eo_brew.methods.assemble import (
     Optical,
@@ -336,8 +335,7 @@ def show_masks(
         batch = self.views.views(with_rgb(batch, self.views.sensor, self.views.source))[0]
     drawn, names = cb.draw(batch, q, generator), cb.modalities
     n = min(max_n, len(batch[names[0]]))
-    size = (2.4 * len(names), 2.5 * n)
-    fig, axs = plt.subplots(n, len(names), figsize=size, squeeze=False, layout="constrained")
+    fig, axs = picture_axes(n, len(names), least=2.4)
     grid = patch_grid({m: batch[m] for m in names}, self.model.encoder.patch_size)
     for i, (column, m) in product(range(n), enumerate(names)):
         image = batch.get("rgb", batch[m][:, :1])[i].cpu()

@@ -135,7 +135,7 @@ def plot_table(
     ax = (
         ax
         or plt.subplots(
-            figsize=(1.5 + 1.2 * len(ts) * max(1, len(es) / 4), 3), layout="constrained"
+            figsize=(max(7, 1.5 + 1.2 * len(ts) * max(1, len(es) / 4)), 4), layout="constrained"
         )[1]
     )
     for i, e in enumerate(es):

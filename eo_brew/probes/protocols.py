@@ -105,7 +105,7 @@ def plot_low_data(
     "Macro-F1 against the number of labels, one line an encoder, bars one standard deviation."
     import matplotlib.pyplot as plt
 
-    ax = ax or plt.subplots(figsize=(4.5, 3))[1]
+    ax = ax or plt.subplots(figsize=(7, 4), layout="constrained")[1]
     for name, c in curves.items():
         ax.errorbar(
             [s.n for s in c],

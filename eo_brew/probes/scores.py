@@ -90,12 +90,12 @@ def plot_confusion(
     "Confusion matrix, each row as shares of the true class."
     import matplotlib.pyplot as plt
 
-    ax = ax or plt.subplots(figsize=(4.5, 4))[1]
+    ax = ax or plt.subplots(figsize=(6.6, 5.6), layout="constrained")[1]
     m = r.confusion / np.maximum(r.confusion.sum(1, keepdims=True), 1)
     ax.imshow(m, vmin=0, vmax=1, cmap="Blues")
     for i, j in np.ndindex(*m.shape):
         color = "w" if m[i, j] > 0.5 else "k"
-        ax.text(j, i, f"{m[i, j]:.2f}", ha="center", va="center", fontsize=7, color=color)
+        ax.text(j, i, f"{m[i, j]:.2f}", ha="center", va="center", fontsize=9, color=color)
     ticks = range(len(r.classes))
     ax.set_xticks(ticks, r.classes, rotation=60, ha="right")
     ax.set_yticks(ticks, r.classes)

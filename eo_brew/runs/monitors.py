@@ -9,7 +9,6 @@ __all__ = ['CollapseMonitor', 'PeriodicProbe', 'LoaderWait']
 import time
 import warnings
 from contextlib import contextmanager
-import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.torch_core import maybe_gather
 from ..core.processes import unwrap_model
 from ..train.log import log_values
-from ..core.show import token_pca
+from ..core.show import picture_axes, token_pca
 
 # %% ../../nbs/runs/00_monitors.ipynb #d7de4874
 def effective_rank(
@@ -229,13 +228,7 @@ class PeriodicProbe(Callback):
 
     def show(self):
         "A row of PCA pictures for each look."
-        fig, axs = plt.subplots(
-            len(self.images),
-            self.n,
-            figsize=(1.6 * self.n, 1.6 * len(self.images)),
-            squeeze=False,
-            layout="constrained",
-        )
+        fig, axs = picture_axes(len(self.images), self.n)
         for row, (e, pics) in zip(axs, self.images):
             for ax in row:
                 ax.set(xticks=[], yticks=[])

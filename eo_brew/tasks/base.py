@@ -7,10 +7,9 @@ __all__ = []
 
 # %% ../../nbs/tasks/01_base.ipynb #bbf29d3b
 from functools import partial
-import matplotlib.pyplot as plt
 import torch
 from fastai.learner import Learner
-from ..core.show import show_rgb
+from ..core.show import picture_axes, show_rgb
 from ..models.encoder import Encoder, create_encoder
 from ..models.heads import WithEncoder, encoder_splitter
 from .metrics import CheckTargets
@@ -115,9 +114,7 @@ def _panels(learn, d, keys, cols):
     "Rows of pictures: the inputs `keys`, then the named columns (title, images, imshow arguments)."
     n = len(d[keys[0]])
     names = list(keys) + [c[0] for c in cols]
-    fig, axs = plt.subplots(
-        n, len(names), figsize=(1.8 * len(names), 1.8 * n), squeeze=False, layout="constrained"
-    )
+    fig, axs = picture_axes(n, len(names), least=1.8)
     sensor = learn.model.encoder.sensors.get(learn.model.modality)
     for i, row in enumerate(axs):
         for ax, k in zip(row, keys):

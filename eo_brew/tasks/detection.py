@@ -18,6 +18,7 @@ from torch.utils.data import default_collate
 from ..data.loader import pad_boxes
 from ..models.encoder import Encoder
 from ..models.heads import Pyramid, WithEncoder, conv_block
+from ..core.show import picture_axes
 from .base import _image, _n_classes, task_encoder, task_learner
 
 # %% ../../nbs/tasks/03_detection.ipynb #14c4af4b
@@ -217,9 +218,7 @@ def show_boxes(
     for m, t in flags:
         m.training = t
     x = d[learn.model.modality][:max_n].cpu()
-    fig, axs = plt.subplots(
-        1, len(x), figsize=(2.4 * len(x), 2.6), squeeze=False, layout="constrained"
-    )
+    fig, axs = picture_axes(1, len(x), least=2.4)
     box = lambda ax, b, c: ax.add_patch(
         plt.Rectangle((b[0] - 0.5, b[1] - 0.5), b[2] - b[0], b[3] - b[1], fill=False, ec=c, lw=1.5)
     )

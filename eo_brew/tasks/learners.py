@@ -7,7 +7,6 @@ __all__ = ['segmentation_learner', 'classification_learner', 'change_learner', '
 
 # %% ../../nbs/tasks/02_learners.ipynb #b7af9d53
 from functools import partial
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import nn
@@ -16,6 +15,7 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.metrics import APScoreMulti, F1Score, F1ScoreMulti, accuracy
 from ..models.encoder import Encoder
 from ..models.heads import DenseModel, WithEncoder
+from ..core.show import picture_axes
 from .base import _image, _n_classes, _panels, _predict, task_encoder, task_learner
 from eo_brew.tasks.metrics import (
     ConfusionScore,
@@ -133,9 +133,7 @@ def show_classes(
     )
     words = lambda a: [name(np.flatnonzero(r)) if r.ndim else name(r) for r in a.numpy()]
     pred = (p > 0) if y.ndim == 2 else p.argmax(1)
-    fig, axs = plt.subplots(
-        1, len(y), figsize=(1.8 * len(y), 2.2), squeeze=False, layout="constrained"
-    )
+    fig, axs = picture_axes(1, len(y), least=1.8)
     for i, (ax, t, q) in enumerate(zip(axs[0], words(y), words(pred))):
         _image(
             ax, d[learn.model.modality][i], learn.model.encoder.sensors.get(learn.model.modality)
