@@ -1,14 +1,17 @@
 """What fine-tuning brings on the sample scene: the table of "Fine-tuning with few labels".
 
     eo_brew demo --out DEMO
-    python benchmarks/finetune.py DEMO/encoder.safetensors [--random] [--seed 0] [--times 1]
+    python benchmarks/finetune.py DEMO/encoder.safetensors [--seeds 0 1 2] [--times 1] [--out OUT.csv]
 
-Nothing sees the test columns: windows of the other columns are split on the ground as `eo_brew finetune` splits them,
-and after each stage all pixels of the test columns are scored on a map of overlapping windows. A linear probe and a
-forest on pixels of the same columns come first. Prints lines for eo_brew/samples/measured/finetune.csv.
+The seeds are those of the split, the head, the order and, for the rows of a random encoder, of its weights. Nothing
+sees the test columns: windows of the other columns are split on the ground as `eo_brew finetune` splits them, and after
+each stage all pixels of the test columns are scored on a map of overlapping windows. A linear probe and a forest on
+pixels of the same columns come first. Seeds that OUT.csv has already are not computed again.
 """
 
 import argparse
+import csv
+from pathlib import Path
 
 import numpy as np
 from fastai.torch_core import set_seed
@@ -25,6 +28,7 @@ from eo_brew.scenes.open import open_raster, sample_labels, sample_scene
 from eo_brew.tasks.finetune import few_label_learner, finetune
 from eo_brew.weights.save import load_encoder
 
+FILE = Path(__file__).parents[1] / "eo_brew" / "samples" / "measured" / "finetune.csv"
 SIZE = 96
 
 
@@ -49,42 +53,52 @@ def score(model, scene, y, test):
     return class_f1(m).nanmean().item(), (m.diagonal().sum() / m.sum()).item()
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("encoder")
-    p.add_argument("--random", action="store_true", help="fresh weights in the place of its own")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--times", type=float, default=1.0, help="that many times the steps")
-    a = p.parse_args()
-    encoder = load_encoder(a.encoder)
-    encoder = random_copy(encoder, a.seed) if a.random else encoder
-    what = "random encoder, " * a.random
+def measure(encoder, seed, what, times, known):
+    "Lines of one seed as they come: what a probe and a forest say, and each stage of fine-tuning."
     da = open_raster(sample_scene(), bands=encoder.sensors["ms"].band_names)
     y, _ = read_labels(sample_labels(), da)
     test = stripe_columns(y.shape[1])
-
-    def row(name, f1, accuracy):
-        print(f's2_t33uuu,{a.seed},"{name}",{f1:.3f},{accuracy:.3f}', flush=True)
-
     layers = default_layers(encoder.depth)
-    for name, r in (
-        (f"{what}linear probe", scene_probe(encoder, da, sample_labels(), layers).pixels),
-        ("forest on pixels", pixel_forest(da, sample_labels())),
-    ):
-        row(name, r.macro_f1, r.accuracy)
+    probe = scene_probe(encoder, da, sample_labels(), layers, seed=seed).pixels
+    yield f"{what}linear probe", probe.macro_f1, probe.accuracy
+    if (seed, "forest on pixels") not in known:
+        forest = pixel_forest(da, sample_labels(), seed=seed)
+        yield "forest on pixels", forest.macro_f1, forest.accuracy
     scene = da.encoding["scene"]
-    dls = loaders(scene, y, test, a.seed)
-    set_seed(a.seed)
-    learn = few_label_learner("segmentation", dls, encoder)
+    dls = loaders(scene, y, test, seed)
+    set_seed(seed)
+    learn, found = few_label_learner("segmentation", dls, encoder), {}
 
     def tell(text):
-        row(
-            f"finetune: {what}{text.split(', ')[0].split(':')[0]}",
-            *score(learn.model, scene, y, test),
-        )
+        found[text.split(", ")[0].split(":")[0]] = score(learn.model, scene, y, test)
 
-    finetune(learn, times=a.times, tell=tell)
-    print(f"# kept: {learn.finetuned['kept']}")
+    finetune(learn, times=times, tell=tell)
+    yield from ((f"finetune: {what}{stage}", *scores) for stage, scores in found.items())
+    yield f"finetune: {what}kept", *found[learn.finetuned["kept"]]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("encoder")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--times", type=float, default=1.0, help="that many times the steps")
+    p.add_argument("--out", type=Path, default=FILE)
+    a = p.parse_args()
+    rows = list(csv.DictReader(open(a.out))) if a.out.exists() else []
+    for seed, random in ((s, r) for s in a.seeds for r in (False, True)):
+        encoder, what = load_encoder(a.encoder), "random encoder, " * random
+        encoder = random_copy(encoder, seed) if random else encoder
+        known = {(int(r["seed"]), r["model"]) for r in rows}
+        if (seed, f"finetune: {what}kept") in known:
+            continue
+        for model, f1, accuracy in measure(encoder, seed, what, a.times, known):
+            row = dict(scene="s2_t33uuu", seed=seed, model=model, f1=f"{f1:.3f}")
+            rows.append(row | dict(accuracy=f"{accuracy:.3f}"))
+            print(*rows[-1].values(), sep=", ", flush=True)
+        with open(a.out, "w", newline="") as f:
+            table = csv.DictWriter(f, list(rows[0]), lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -1,122 +1,21 @@
 """A stranger's own folder in an hour: what is there, an encoder, its probe, a fine-tuned model, a map and its picture.
 
 Command lines only. Quick versions (two steps, small cuts) are ordinary tests; `--runslow` does it for real, three
-minutes of training each. Two of the six folders are not shipped: EO_BREW_LAB=FOLDER says where `s2_aquileia` and
-`eurosat_ms` lie."""
+minutes of training each."""
 
 import csv
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 from rasterio.features import shapes
-from rasterio.warp import Resampling, calculate_default_transform, reproject
 
 from eo_brew.app.cli import main
-from eo_brew.scenes.open import open_raster, sample_labels, sample_scene
-from rasters import write
-
-LAB = Path(os.environ.get("EO_BREW_LAB", "not given"))
-OLINDA = sample_scene("olinda")
-
-
-def cut(side, bands=None):  # values, CRS, transform and band names of a piece of the sample scene
-    piece = open_raster(sample_scene(), bands=bands)[:, 300 : 300 + side, 500 : 500 + side]
-    return piece.values, piece.rio.crs, piece.rio.transform(), piece.band.values.tolist()
-
-
-def height_classes(folder):
-    "The shipped elevation model as four classes, on its own grid of 90 m."
-    with rasterio.open(OLINDA / "olinda_dem_utm25s.tif") as src:
-        z, transform = src.read(), src.transform
-    kinds = np.digitize(z, [3, 10, 30]).astype("uint8") + 1
-    return write(folder / "heights.tif", kinds, (), 255, "EPSG:31985", transform)
-
-
-def olinda(folder, quick):
-    "Landsat-7 in 8 bits, classes on a coarser grid."
-    shutil.copy(OLINDA / "L7_ETMs.tif", folder)
-    labels = height_classes(folder)
-    return dict(scenes=folder / "L7_ETMs.tif", read="--sensor landsat7_dn", labels=labels)
-
-
-def degrees(folder, quick):
-    "A small piece in degrees, labels in metres."
-    x, crs, transform, names = cut(
-        120 if quick else 240, ["B02", "B03", "B04", "B08"] if quick else None
-    )
-    there = "EPSG:4326"
-    box = rasterio.transform.array_bounds(*x.shape[1:], transform)
-    grid, width, height = calculate_default_transform(crs, there, *x.shape[:0:-1], *box)
-    out = np.zeros((len(x), height, width), "uint16")
-    how = dict(src_crs=crs, dst_crs=there, src_transform=transform, dst_transform=grid)
-    reproject(x.astype("uint16"), out, resampling=Resampling.bilinear, **how)
-    scene = write(folder / "scene.tif", out, names, 0, there, grid)
-    return dict(scenes=scene, read="--sensor sentinel2_l1c --offset 0", labels=sample_labels())
-
-
-def aquileia(folder, quick):
-    "EO Browser's files in degrees; polygons of three kinds, told by two indices."
-    x = open_raster(LAB / "s2_aquileia", bands=["B03", "B04", "B08"])[:, ::8, ::8]
-    green, red, nir = x.values
-    kinds = np.where(nir < green, 0, np.where((nir - red) / (nir + red) > 0.5, 1, 2)).astype(
-        "uint8"
-    )
-    found = shapes(kinds, np.isfinite(nir), transform=x.rio.transform(recalc=True))
-    rows = [
-        dict(type="Feature", geometry=g, properties={"class": ("water", "green", "bare")[int(v)]})
-        for g, v in found
-    ]
-    labels = folder / "kinds.geojson"
-    labels.write_text(json.dumps(dict(type="FeatureCollection", features=rows)))
-    return dict(scenes=LAB / "s2_aquileia", read="", labels=labels)
-
-
-def plain(folder, quick):
-    "One band a file, called by numbers, of two types; a note says which is which."
-    x, crs, transform, names = cut(72 if quick else 320)
-    wanted = {"B02": 2, "B03": 3, "B04": 4, "B08": 8}
-    if not quick:
-        wanted |= {"B05": 5, "B11": 12, "B12": 13}
-    for i, band in enumerate(x, 1):
-        kind = "float32" if i % 3 == 0 else "int16"
-        write(
-            folder / "bands" / f"scene_{i}.tif",
-            band[None].astype(kind),
-            crs=crs,
-            transform=transform,
-        )
-    note = ['sensor = "sentinel2_l1c"', "offset = 0"]
-    note += [f'bands.{name} = "scene_{i}.tif"' for name, i in wanted.items()]
-    return dict(scenes=folder / "bands", read="", labels=sample_labels(), note="\n".join(note))
-
-
-def heights(folder, quick):
-    "Colours of 8 bits and a surface model with voids."
-    with rasterio.open(OLINDA / "L7_ETMs.tif") as src:
-        x = src.read([3, 2, 1])[:, : 72 if quick else None, : 72 if quick else None]
-        rgb = write(folder / "ortho.tif", x, crs=src.crs, transform=src.transform)
-    with rasterio.open(OLINDA / "olinda_dem_utm25s.tif") as src:
-        z, transform = src.read().astype("float32"), src.transform
-    z[:, 4:9, 12:17] = z[:, 80:83] = -9999
-    dsm = write(folder / "dsm.tif", z, (), -9999, "EPSG:31985", transform)
-    return dict(scenes=rgb, read="--sensor rgb", labels=dsm, task="height", dsm=dsm)
-
-
-def chips(folder, quick):
-    "A folder for each class, thirteen bands without names."
-    return dict(
-        scenes=LAB / "eurosat_ms", read="--sensor eurosat", labels="folder", task="classification"
-    )
-
-
-FOLDERS = dict(olinda=olinda, degrees=degrees, aquileia=aquileia, plain=plain, heights=heights)
-FOLDERS |= dict(chips=chips)
-ELSEWHERE = dict(aquileia="s2_aquileia", chips="eurosat_ms")
+from own_folders import ELSEWHERE, FOLDERS, LAB
+from rasters import AT, write
 
 
 @pytest.fixture
@@ -184,6 +83,87 @@ def refused(*words):
     with redirect_stdout(said), redirect_stderr(said):
         assert main(["info", *map(str, words)]) == 2
     return said.getvalue()
+
+
+@pytest.fixture
+def town(tmp_path, monkeypatch):
+    "Roofs on grass at two dates, a third of them new; their outlines, heights, and an encoder that knows nothing."
+    import torch
+    from eo_brew.app.model_commands import OVERLAPPING
+    from eo_brew.core.sensors import get_sensor
+    from eo_brew.models.encoder import create_encoder
+    from eo_brew.weights.save import save_encoder
+
+    monkeypatch.setitem(OVERLAPPING, "enough", 4)  # a few windows will do here
+    rng = np.random.default_rng(0)
+    roofs, new = np.zeros((192, 192), bool), np.zeros((192, 192), bool)
+    for i, corner in enumerate((y, x) for y in range(8, 184, 32) for x in range(8, 184, 32)):
+        at = tuple(slice(v, v + 16) for v in corner)
+        roofs[at], new[at] = True, i % 3 == 0
+    grass, roof = np.array([60, 120, 50]), np.array([200, 90, 80])
+    tall = np.where(roofs, 9, 1).astype("float32")[None]
+    for name, there in dict(before=roofs & ~new, after=roofs).items():
+        x = np.where(there[..., None], roof, grass) + rng.normal(0, 8, (*roofs.shape, 3))
+        write(tmp_path / f"{name}.tif", x.clip(0, 255).astype("uint8").transpose(2, 0, 1))
+    write(tmp_path / "change.tif", new.astype("uint8")[None])
+    write(tmp_path / "dsm.tif", tall + 100)
+    write(tmp_path / "dtm.tif", tall * 0 + 100)
+    outlines = shapes(roofs.astype("uint8"), roofs, transform=AT)
+    rows = [dict(type="Feature", geometry=g, properties={"class": "roof"}) for g, _ in outlines]
+    crs = dict(type="name", properties=dict(name="EPSG:32633"))
+    found = dict(type="FeatureCollection", crs=crs, features=rows)
+    (tmp_path / "roofs.geojson").write_text(json.dumps(found))
+    torch.manual_seed(0)
+    small = dict(img_size=64, patch_size=8, embed_dim=48, depth=4, num_heads=4)
+    encoder = create_encoder("vit_tiny_patch16_224", {"ms": get_sensor("rgb")}, **small)
+    save_encoder(encoder, tmp_path / "encoder.safetensors")
+    return tmp_path
+
+
+def test_change_by_commands(eo, town):
+    "Two dates and what has changed: a model, and its map of the two dates."
+    later = ["--after", town / "after.tif"]
+    given = [
+        town / "encoder.safetensors",
+        town / "before.tif",
+        *later,
+        "--labels",
+        town / "change.tif",
+    ]
+    out = town / "model.safetensors"
+    said = eo("finetune", *given, "--task change --steps 12 --bs 4", "--out", out)
+    assert "change_f1" in said
+    eo("predict", out, town / "before.tif", *later, "--out", town / "map.tif")
+    m = rasterio.open(town / "map.tif").read(1)
+    y = rasterio.open(town / "change.tif").read(1)
+    assert (m == y).mean() > max(0.95, 1 - y.mean() / 2), (m == y).mean()
+
+
+def test_heights_above_the_ground_by_commands(eo, town):
+    "A surface model less the ground: heights of roofs."
+    given = [town / "encoder.safetensors", town / "after.tif", "--labels", town / "dsm.tif"]
+    out = town / "model.safetensors"
+    how = "--task height --steps 24 --bs 4"
+    assert "rmse" in eo("finetune", *given, "--dtm", town / "dtm.tif", how, "--out", out)
+    eo("predict", out, town / "after.tif", "--out", town / "map.tif")
+    m, y = (rasterio.open(town / f"{n}.tif").read(1) for n in ("map", "dsm"))
+    assert np.abs(m - y + 100).mean() < 2, np.abs(m - y + 100).mean()
+
+
+def test_boxes_by_commands(eo, town, monkeypatch):
+    "Outlines of one kind of object: a model, and the boxes that it finds; few proposals, for the time it takes."
+    from eo_brew.tasks.finetune import FEW_BOXES
+
+    for k in FEW_BOXES:
+        monkeypatch.setitem(FEW_BOXES, k, 16)
+    given = [town / "encoder.safetensors", town / "after.tif", "--labels", town / "roofs.geojson"]
+    out = town / "model.safetensors"
+    said = eo("finetune", *given, "--task detection --steps 3 --bs 4", "--out", out)
+    assert "of roof" in said
+    eo("predict", out, town / "after.tif", "--out", town / "found.geojson")
+    found = json.loads((town / "found.geojson").read_text())["features"]
+    assert {f["properties"]["class"] for f in found} <= {"roof"}
+    assert all(f["geometry"]["type"] == "Polygon" for f in found)
 
 
 @pytest.mark.parametrize("name", ["degrees", "plain", "heights"])

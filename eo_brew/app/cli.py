@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from contextlib import nullcontext
+from functools import partial
 
 import eo_brew
 from eo_brew.app.arguments import (
@@ -23,6 +24,7 @@ from eo_brew.app.arguments import (
     option_words,
     read_arguments,
 )
+from .output import speak_as
 from .train_commands import run_demo, run_pack, run_pretrain
 from .model_commands import run_finetune
 from .use_commands import run_export, run_info, run_predict, run_probe
@@ -105,6 +107,7 @@ def main(
     warnings.filterwarnings(
         "ignore", ".*torch.jit.script", FutureWarning
     )  # fastai's and timm's business
+    speak_as(partial(option_words, names=options))
     values = None
     try:
         values = read_arguments(argv[0], function, argv[1:])

@@ -59,19 +59,24 @@ def _own_scenes(paths, encoder, modality, any_gsd=False, placed=True, **reading)
     return scenes
 
 
+#: windows overlap where there are fewer
+OVERLAPPING = dict(enough=64)
+
+
 def _task_data(task, scenes, labels, options, column=None, dtm=None):
     "DataLoaders of a task; `options` are those of `eo_dataloaders`."
     from eo_brew.data.tasks import box_dataloaders, classification_dataloaders
     from eo_brew.data.tasks import height_dataloaders, segmentation_dataloaders
 
     first = labels[0] if labels and len(labels) == 1 else labels
-    options = {"valid_pct": 0.2} | options
+    options = {"valid_pct": 0.2} | ({} if task == "segmentation" else OVERLAPPING) | options
     if task == "segmentation":
         return segmentation_dataloaders(scenes, first, column=column, **options)
     if task == "height":
         return height_dataloaders(scenes, first, dtm=dtm, **options)
     if task == "detection":
         return box_dataloaders(scenes, first, column=column, **options)
+    options.pop("enough")
     return classification_dataloaders(scenes, first or "folder", **options)
 
 
@@ -79,7 +84,7 @@ def _change_data(scenes, after, labels, options):
     "DataLoaders of two dates."
     from eo_brew.data.tasks import change_dataloaders
 
-    options = {"valid_pct": 0.2} | {k: v for k, v in options.items() if k != "name"}
+    options = {"valid_pct": 0.2} | OVERLAPPING | {k: v for k, v in options.items() if k != "name"}
     return change_dataloaders(scenes, after, labels[0], **options)
 
 # %% ../../nbs/app/04_model_commands.ipynb #7a8a75c3

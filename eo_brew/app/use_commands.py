@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .arguments import Dtype, existing, existing_encoder, known_sensor, one_of
 from .model_commands import check_model_out, is_model, predict_model
-from .output import say, speaking
+from .output import in_words, say, speaking
 from eo_brew.core.files import (
     atomic_write,
     check_made_here,
@@ -45,8 +45,13 @@ def _describe(path, sensor, bands, reading):
     from eo_brew.scenes.survey import survey_scenes
 
     if Path(path).is_dir() and len(scene_paths(path, sensor)) > 1:
-        return survey_scenes(path, sensor, bands, progress=True, **reading)
-    return describe_raster(path, sensor, bands, **reading)
+        found = survey_scenes(path, sensor, bands, progress=True, **reading)
+        each = [r.found for r in found.rows if r.found]
+    else:
+        each = [found := describe_raster(path, sensor, bands, **reading)]
+    for d in each:
+        d.warnings = [in_words(w) for w in d.warnings]
+    return found
 
 
 def _check_picture(picture, overwrite):

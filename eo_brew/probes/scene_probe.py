@@ -182,7 +182,7 @@ def scene_probe(
     labels,  # raster, polygons, `DataArray` or array (H,W), 255 = unlabelled
     layers=None,  # None: final tokens; (8, 11): these, concatenated
     modality: str = "ms",  # which embedding of the encoder
-    window: int = None,  # side of the encoder's input, pixels (before `scale`); None: 96, less where there is no room
+    window: int = None,  # side of the encoder's input, pixels (before `scale`); None: as it was trained, 96 at most
     cell: int = 8,  # side of the cells that are classified, pixels
     scale: float = 1,  # enlarge the input by this before encoding
     test=None,  # (W,) bool, test columns; None: `choose_test`; 'none': train on all labels, no score
@@ -203,11 +203,19 @@ def scene_probe(
     # nothing may come from test columns
     fill = np.nanmean(np.asarray(scene)[..., ~test], (1, 2)) if sensor is None else sensor.mean
     x, ok = scene_array(scene, fill)
-    window = window or fit_window(x.shape[1], test, _window_step(encoder, cell, scale))
+    step = _window_step(encoder, cell, scale)
+    window = window or fit_window(x.shape[1], test, step, _own_window(encoder, step, scale))
     wins = scene_windows(x.shape[1], test, window, cell)
     v = scene_tokens(encoder, x, wins, window, cell, modality, layers, scale, bs)
     cells = Cells(v, np.where(ok, y, 255), test, cell, wins, window, min_labelled)
     return probe_cells(cells, classes or names, probe, seed=seed, **kwargs)
+
+
+def _own_window(encoder, step: int, scale: float, most: int = 96) -> int:
+    "The side that an encoder was trained on: its positions are at home there."
+    embed = getattr(getattr(encoder, "trunk", None), "patch_embed", None)
+    side = getattr(embed, "img_size", None) or (most * scale,)
+    return max(step, int(min(most, side[0] / scale)) // step * step)
 
 
 def _window_step(encoder, cell: int, scale: float) -> int:
@@ -314,6 +322,7 @@ def pixel_forest(
     trees: int = 60,  # in the forest
     leaf: int = 3,  # least training pixels in a leaf
     every: int = 6,  # train on every n-th labelled pixel
+    most: int = 50_000,  # pixels to train on; where there are more, on fewer than every n-th
     classes=None,  # names; default the raster's own
     seed: int = 0,  # of the forest
 ) -> ProbeResult:
@@ -330,7 +339,7 @@ def pixel_forest(
             "no labelled pixel with data in the training columns or in the test columns."
         )
     te &= np.isin(y, np.unique(y[tr]))
-    v = x.permute(1, 2, 0).numpy()
+    v, every = x.permute(1, 2, 0).numpy(), max(every, -(-int(tr.sum()) // most))
     m = RandomForestClassifier(
         trees, min_samples_leaf=leaf, class_weight="balanced_subsample", random_state=seed
     ).fit(v[tr][::every], y[tr][::every])

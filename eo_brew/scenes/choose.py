@@ -82,6 +82,7 @@ def bands_of_folder(
     sensor: Sensor,  # whose bands they may be
     bands,  # wanted: names, or {name: file or pattern}
     path,  # of the folder, for messages
+    source: str = "as given",  # of a dict of `bands`
 ) -> tuple:  # {band: BandFile}, facts
     "The bands of a folder of one file a band."
     groups = (
@@ -103,10 +104,11 @@ def bands_of_folder(
     if not isinstance(bands, dict):
         _check_once(group, files, sensor)
     found, facts = {}, []
+    source = f"{source}:" if isinstance(bands, dict) else "from the file's name"
     for band in sensor.select(bands).band_names if bands else sensor.band_names:
         if band in group:
             found[band] = _only_band(group[band], band, sensor, told=isinstance(bands, dict))
-            facts.append(Fact("band", band, f"from the file's name {Path(group[band]).name}", band))
+            facts.append(Fact("band", band, f"{source} {Path(group[band]).name}", band))
     left = [Path(f).name for f in files if f not in group.values() and not group_bands([f], sensor)]
     return found, facts + [
         Fact("left out", n, f"its name has no band of {sensor.name}") for n in left

@@ -16,7 +16,7 @@ from .facts import grouped
 from .open import open_scenes
 from .scene import Scene, read_window
 from ..core.sensors import Sensor, rgb_from
-from .stats import BandStats, band_statistics, problems
+from .stats import BandStats, band_statistics, offset_hint, problems
 
 # %% ../../nbs/scenes/10_describe.ipynb #16e67306
 @dataclass
@@ -93,7 +93,9 @@ def describe_raster(
     scenes = open_scenes(path, sensor, bands, **kwargs)
     stats = band_statistics(scenes, limit=limit, on_error=kwargs.get("on_error", "raise"))
     total = sum(s.shape[0] * s.shape[1] for s in scenes)
-    return Description(scenes, stats, problems(stats, scenes[0].sensor), stats.pixels / total)
+    hint = offset_hint(stats, scenes[0])
+    said = problems(stats, scenes[0].sensor) + [hint] * bool(hint)
+    return Description(scenes, stats, said, stats.pixels / total)
 
 
 def _plot(self: Description, size: int = 600):

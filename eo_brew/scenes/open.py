@@ -154,7 +154,9 @@ def _raster(path, given: dict, bands, allow_missing: bool) -> Scene:
     found, facts = (
         bands_of_file(files[0], sensor.value, bands, path)
         if one
-        else bands_of_folder(files, sensor.value, bands, path)
+        else bands_of_folder(
+            files, sensor.value, bands, path, given["source"].get("bands", "as given")
+        )
     )
     wanted = wanted_sensor(found, sensor.value, bands, allow_missing, path)
     found = {n: found[n] for n in wanted.band_names if n in found}
@@ -244,7 +246,9 @@ def open_scene(
     given = dict(
         sensor=sensor, offset=offset, nodata=nodata, gain=gain, crs=crs, saturated=saturated
     )
-    given, bands = _arguments(path, given), _told_bands(path, bands)
+    given, own = _arguments(path, given), bands
+    bands = _told_bands(path, own)
+    given["source"] |= {} if bands is own else dict(bands="from scene.toml")
     if is_array(path):
         scenes = _arrays(
             path,

@@ -225,6 +225,29 @@ def _radar_problems(stats, sensor, seen):
     return []
 
 
+def offset_hint(
+    stats: BandStats,  # of a few windows
+    scene: Scene,  # of which they are
+) -> str:  # a sentence with the remedy in the numbers of the file; '' where the numbers look well
+    "Is an offset of Sentinel-2 still in? Some band has dark pixels nearly everywhere, but for desert, snow and cloud."
+    says = next((f.source for f in scene.facts if f.what == "offset"), "")
+    red = any((b.wavelength or 0) > 600 for b in scene.sensor.bands)  # blue alone is bright in haze
+    if (
+        not scene.sensor.name.startswith("sentinel2")
+        or not red
+        or says.startswith(("from MTD", 'by "'))
+    ):
+        return ""
+    low, scale = np.nanmin(stats.percentile(2)), scene.sensor.scale
+    if not 0.095 <= low * scale < 0.2:
+        return ""
+    gain, offset = (float(np.ravel(v)[0]) for v in (scene.gain, scene.offset))
+    return (
+        f"the 2nd percentile of every band is {low:.5g} or more: was {0.1 / scale / gain:g} added to the numbers, as in "
+        f"Sentinel-2 products since 2022? Then pass offset={offset - 0.1 / scale / gain:g}"
+    )
+
+
 def check_values(
     scenes,  # a `Scene` or a list of them
     windows: Windows = None,  # where to look
@@ -239,6 +262,8 @@ def check_values(
     )
     names = [n for n in sensor.band_names if n not in missing]
     stats = band_statistics([s.select(names) for s in scenes], windows, limit, on_error=on_error)
+    if hint := offset_hint(stats, scenes[0]):
+        warnings.warn(f"{scenes[0].name}: {hint}")
     if said := problems(stats, sensor.select(names)):
         text = (
             f"{scenes[0].name}"

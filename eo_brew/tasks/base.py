@@ -54,11 +54,17 @@ def _bands(dls, key):
     return d[key].shape[1]
 
 
-def _n_classes(dls, n):
-    n = n or len(getattr(dls, "classes", None) or ())
-    if not n or n < 2:
+def _n_classes(dls, n, least=2):
+    names = list(getattr(dls, "classes", None) or ())
+    n = n or len(names)
+    if n < 1:
         raise ValueError(
-            "n_classes: say how many classes there are (2 or more); these DataLoaders have no .classes."
+            f"n_classes: say how many classes there are ({least} or more); these DataLoaders have no .classes."
+        )
+    if n < least:
+        one = names[0] if names else n
+        raise ValueError(
+            f"labels: there is one class, {one!r}, and {least} are needed to tell apart"
         )
     return n
 

@@ -247,7 +247,7 @@ def detection_learner(
     **kwargs,  # for `Learner`
 ) -> Learner:
     "A Learner for horizontal boxes."
-    n = n_classes or _n_classes(dls, None)
+    n = _n_classes(dls, n_classes, least=1)
     model = Detector(
         task_encoder(encoder, dls, modality, **(encoder_kwargs or {})),
         n,

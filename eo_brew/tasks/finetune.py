@@ -89,6 +89,12 @@ MODELS = dict(
     detection=Detector,
 )
 
+#: proposals of a window: torchvision's defaults, thousands, are for photographs of 800 pixels
+FEW_BOXES = dict(
+    rpn_pre_nms_top_n_train=500, rpn_post_nms_top_n_train=300, box_batch_size_per_image=128
+)
+FEW_BOXES |= dict(rpn_pre_nms_top_n_test=500, rpn_post_nms_top_n_test=200)
+
 # %% ../../nbs/tasks/05_finetune.ipynb #25882ee3
 def few_label_learner(
     task: str,  # 'segmentation', 'classification', 'change', 'height' or 'detection'
@@ -111,7 +117,8 @@ def few_label_learner(
     if task == "height":
         return height_learner(dls, encoder, nodata=float("nan"), **dense)
     metrics = [BoxAP("map_50")] if find_spec("torchmetrics") else [_NoMetric()]
-    return detection_learner(dls, encoder, modality=modality, metrics=metrics)
+    few = dict(modality=modality, metrics=metrics, detector_kwargs=FEW_BOXES)
+    return detection_learner(dls, encoder, **few)
 
 
 class _NoMetric(Metric):
