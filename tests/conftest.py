@@ -94,3 +94,16 @@ def _no_leaks():
 
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    "The URL under which files of `tmp_path` are served."
+    from eo_brew.scenes.scene import close_handles
+    from servers import serving
+
+    for k in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(k, raising=False)
+    with serving(tmp_path) as url:
+        yield url
+        close_handles()

@@ -1,16 +1,13 @@
 """The same window through every format: made from the shipped scene, opened, measured, listed, read, batched."""
 
-import multiprocessing as mp
 import shutil
 import zipfile
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from servers import Ranges
 
 from eo_brew.data.dataloaders import eo_dataloaders
 from eo_brew.scenes.open import open_raster, open_scene, open_scenes, sample_scene, write_raster
@@ -39,52 +36,6 @@ def _save(path, x, cut, **kw):
         path, "w", dtype=x.dtype, count=len(x), height=x.shape[1], width=x.shape[2], **where, **kw
     ) as dst:
         dst.write(x)
-
-
-class Ranges(SimpleHTTPRequestHandler):
-    "Serves byte ranges, as object stores do, and counts what it sent."
-
-    sent = mp.Value("q", 0)
-
-    def log_message(self, *a):
-        pass
-
-    def do_GET(self):
-        if not Path(self.translate_path(self.path)).is_file():
-            return super().do_GET()  # a listing, or 404
-        data, span = Path(self.translate_path(self.path)).read_bytes(), self.headers.get("Range")
-        a, b = (
-            (int(v or len(data) - 1) for v in span.removeprefix("bytes=").split("-"))
-            if span
-            else (0, len(data) - 1)
-        )
-        part = data[a : min(b, len(data) - 1) + 1]
-        self.send_response(206 if span else 200)
-        if span:
-            self.send_header("Content-Range", f"bytes {a}-{a + len(part) - 1}/{len(data)}")
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        with Ranges.sent:
-            Ranges.sent.value += len(part)
-        self.wfile.write(part)
-
-
-@pytest.fixture
-def served(tmp_path, monkeypatch):
-    "The URL under which files of `tmp_path` are served."
-    for k in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(k, raising=False)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(tmp_path)))
-    other = mp.get_context("fork").Process(
-        target=server.serve_forever, daemon=True
-    )  # not a thread: GDAL may ask while Python is locked
-    other.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    close_handles()
-    other.terminate()
-    other.join()
-    server.server_close()
 
 
 def geotiff(d, cut):

@@ -105,11 +105,18 @@ def reading(
     variable: str = None,  # of a netCDF, HDF5 or Zarr file that has several
     layout: str = None,  # order of the axes of an array that does not name them, e.g. nyxc
     speckle: Speckle = None,  # filter of radar images
+    bbox: tuple[
+        float, float, float, float
+    ] = None,  # west south east north in degrees: only this ground
+    datetime: str = None,  # of a catalogue: a day or a range, e.g. 2024-06-01/2024-08-31
+    collections: list[str] = None,  # of a catalogue; with them a URL is that of an API
+    sign: str = None,  # of a catalogue: function that signs URLs, as module:function
     allow_outside: bool = False,  # files in a folder of scenes may be links or VRTs that lead out of it
 ) -> dict:  # those that were given
     "How to read scenes."
     given = dict(offset=offset, gain=gain, nodata=nodata, crs=crs, mask=mask, gsd=gsd)
-    given |= dict(variable=variable, layout=layout, speckle=speckle)
+    given |= dict(variable=variable, layout=layout, speckle=speckle, bbox=bbox)
+    given |= dict(datetime=datetime, collections=collections, sign=sign)
     return {k: v for k, v in given.items() if v is not None}
 
 

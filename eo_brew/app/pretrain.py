@@ -86,7 +86,7 @@ _WORDS = dict(checkpoint="vfm_checkpoint", num_workers="workers")
 _CONFIG = (
     "scenes sensor bands method preset dsm rgb modality arch vfm vfm_checkpoint epochs steps size patch_size "
     "views bs lr seed workers precision store on_error stride n valid_pct block min_valid allow_missing "
-    "offset gain nodata crs mask gsd variable layout speckle dates"
+    "offset gain nodata crs mask gsd variable layout speckle bbox datetime collections sign dates"
 ).split()
 
 

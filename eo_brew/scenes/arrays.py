@@ -85,7 +85,10 @@ def raw(
 ) -> tuple:
     "Values (present bands,h,w), and where they mean nothing."
     have = [self.bands[i] for i in self.present]
-    rows, cols = window.toslices()
+    left, top = (
+        round(v) for v in ~have[0].transform @ (self.transform.c, self.transform.f)
+    )  # where the scene begins
+    rows, cols = (slice(s.start + at, s.stop + at) for s, at in zip(window.toslices(), (top, left)))
     got, gone = {}, {}
     with handles(have[0].file, open_container, have[0].stamp) as src:
         for name in {b.description for b in have}:

@@ -29,7 +29,7 @@ from eo_brew.scenes.facts import (
 )
 from .files import band_files, group_bands, metres, named_errors, said_names
 from .products import by_name, metadata
-from .scene import one_or_each, same_crs
+from .scene import one_or_each
 
 # %% ../../nbs/scenes/06_choose.ipynb #1d5bdbae
 def bands_of_file(
@@ -254,17 +254,22 @@ def band_numbers(
     sensor: Sensor,  # with the bands wanted
     given: dict,  # arguments of `open_scene`; 'source' says where each is from
     path,  # of the scene
+    listed: dict = None,  # {what: {band: Fact}}: what a catalogue says
 ) -> tuple:  # arguments of `Scene`, facts
     "Offset, gain, nodata and saturation of every band of `sensor` that was found."
     columns, facts = dict(offset=[], gain=[], nodata=[], saturated=[]), []
+    listed = listed or {}
     files = {b.file: b.dtype for b in found.values()}
-    said_of = {f: (metadata(f, path, sensor), by_name(f, t, sensor)) for f, t in files.items()}
+    said_of = {
+        f: ([*metadata(f, path, sensor), listed], by_name(f, t, sensor)) for f, t in files.items()
+    }
     for band in sensor.band_names:
         if (b := found.get(band)) is None:
             for k, v in dict(offset=0.0, gain=1.0, nodata=None, saturated=None).items():
                 columns[k].append(columns[k][-1] if columns[k] else v)
             continue
-        said = [] if b.nodata is None else [Fact("nodata", b.nodata, "from the file's tag", band)]
+        said = [listed.get("nodata", {}).get(band)]
+        said += [] if b.nodata is None else [Fact("nodata", b.nodata, "from the file's tag", band)]
         nodata = which_nodata(given.get("nodata"), said, sensor.nodata, b.dtype, b.file, band)
         offset, gain = _offset_and_gain(b, band, sensor, given, *said_of[b.file])
         saturated = given.get("saturated")
@@ -316,32 +321,3 @@ def placed(
 @lru_cache(1024)
 def _short(wkt: str) -> str:
     return rasterio.CRS.from_user_input(wkt).to_string()[:60] if wkt else "none"
-
-# %% ../../nbs/scenes/06_choose.ipynb #80f26a4b
-def class_band(
-    file,  # raster of classes or bits
-    scene,  # that it tells about, with `name`, `shape`, `transform` and `crs`
-):  # `BandFile`
-    "The one band of a raster of classes beside a scene; ValueError if its numbers are no classes, or lie elsewhere."
-    found = [b for b in band_files(file) if b.color != "alpha"]
-    if len(found) > 1:
-        raise ValueError(
-            f"{file} has {len(found)} bands, a raster of classes has one: take it out (gdal_translate -b)"
-        )
-    (b,) = found
-    if np.dtype(b.dtype).kind not in "iu":
-        raise ValueError(
-            f"{file} is {b.dtype}: classes and bits are integers; convert it (gdal_translate -ot Byte)"
-        )
-    if scene.crs and b.crs and not same_crs(b.crs, scene.crs):
-        raise ValueError(
-            f"mask {file} has another CRS than {scene.name}: reproject it (gdalwarp -r near)"
-        )
-    if b.transform != Affine.identity() or scene.transform == Affine.identity():
-        return b
-    if b.shape != scene.shape:
-        raise ValueError(
-            f"mask {file} of {b.shape} pixels does not say where it lies, and {scene.name} has {scene.shape}: place it "
-            "first (gdal_translate -a_srs -a_ullr)"
-        )
-    return replace(b, transform=scene.transform, crs=scene.crs)

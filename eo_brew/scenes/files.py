@@ -13,7 +13,7 @@ import sys
 import warnings
 import zipfile
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -103,7 +103,8 @@ def named_errors(
         if is_own(e):
             raise
         said = _no_raster(str(path)) or in_one_line(e)
-        raise ValueError(f"path={str(path)!r} cannot be opened ({said}): {remedy}") from e
+        cause = None if _QUERY.search(str(e)) else e  # a traceback must not show what signs a URL
+        raise ValueError(f"path={str(path)!r} cannot be opened ({said}): {remedy}") from cause
 
 
 def _no_raster(path: str) -> str:
@@ -130,16 +131,19 @@ def is_own(
     return isinstance(e, ValueError) and name.startswith(("eo_brew", "__main__"))
 
 
+_QUERY = re.compile(r"(\w+://[^\s?'\"]+)\?[^\s'\"]+")
+
+
 def in_one_line(
     e: Exception,  # of a library
 ) -> str:
-    "What an error says, with its type where that is not an error of reading."
+    "What an error says, with its type where that is not an error of reading; without what signs a URL."
     kind = (
         ""
         if isinstance(e, (RasterioError, OSError, ValueError, RuntimeError))
         else f"{type(e).__name__}: "
     )
-    return kind + " ".join(str(e.__cause__ or e).split())
+    return kind + " ".join(_QUERY.sub(r"\1?...", str(e.__cause__ or e)).split())
 
 # %% ../../nbs/scenes/01_files.ipynb #0455a88f
 def _walk(root: str, seen: set):
@@ -381,6 +385,14 @@ class BandFile:
     missing: tuple = ()  # more numbers that mean nothing
     limits: tuple | None = None  # least and greatest number that means something
     layout: str = ""  # order of the axes of an array, e.g. 'ncyx'
+    sign: object = field(
+        default=None, compare=False, repr=False
+    )  # makes the name of a remote file one that opens now
+
+    @property
+    def source(self) -> str:
+        "The name by which GDAL opens the file now."
+        return self.sign(self.file) if self.sign else self.file
 
 
 GDAL_TYPES = dict(
@@ -486,20 +498,21 @@ def gdal_env(
 
 def band_files(
     file,  # anything GDAL opens
+    sign=None,  # makes the name of a remote file one that opens now
 ) -> list:  # of BandFile
     "What the header of a raster file says, band by band."
     path = gdal_path(file)
-    return (
-        _headers(path, stamp) if (stamp := file_stamp(path)) else _headers.__wrapped__(path, None)
-    )
+    if stamp := file_stamp(path):
+        return _headers(path, stamp)
+    return [replace(b, sign=sign) for b in _headers.__wrapped__(path, None, sign)]
 
 
 @lru_cache(1024)
-def _headers(path: str, stamp) -> list:
+def _headers(path: str, stamp, sign=None) -> list:
     with named_errors(path), gdal_env(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         opened = DatasetReader if stamp else rasterio.open  # a local file needs no credentials
-        with opened(path) as src:
+        with opened(sign(path) if sign else path) as src:
             _check_place(src, path)
             return _bands(src, path, stamp)
 

@@ -9,6 +9,7 @@ __all__ = ['sample_scene', 'sample_labels', 'open_scene', 'open_scenes', 'odd_ba
 import os
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
 from importlib.resources import files as package_files
@@ -26,11 +27,20 @@ from ..core.files import atomic_write
 from ..core.sensors import Sensor, get_sensor, rgb_from
 from ..core.trust import check_folder
 from .arrays import ArrayScene
+from eo_brew.scenes.catalogues import (
+    asset_band,
+    as_items,
+    is_item,
+    item_bands,
+    item_sensor,
+    mask_asset,
+    only_item,
+)
+from .cut import MASK_FILES, cut_scene, inside_box, masked_scene, with_mask
 from eo_brew.scenes.choose import (
     bands_of_file,
     bands_of_folder,
     band_numbers,
-    class_band,
     placed,
     wanted_sensor,
 )
@@ -41,7 +51,6 @@ from eo_brew.scenes.files import (
     RASTER_EXT,
     band_files,
     file_stamp,
-    find_mask,
     gdal_env,
     gdal_path,
     group_bands,
@@ -53,15 +62,12 @@ from eo_brew.scenes.files import (
     scene_path,
 )
 from .products import guess_sensor, own_words
-from .speckle import FILTERS
 from eo_brew.scenes.scene import (
     MASKS,
-    Mask,
     Scene,
     close_handles,
     common_grid,
     handles,
-    pixel_size,
     read_window,
 )
 
@@ -84,17 +90,6 @@ def sample_labels() -> Path:
     return _SAMPLES / "s2_t33uuu_labels" / "landuse.tif"
 
 # %% ../../nbs/scenes/07_open.ipynb #54908711
-def _at_gsd(scene: Scene, gsd: float) -> Scene:
-    "The scene on a grid of that pixel size from the same corner; a last pixel that would leave the scene is left out."
-    if not gsd > 0:
-        raise ValueError(f"gsd={gsd:g} must be above 0")
-    rx, ry = (gsd / size for size in pixel_size(scene.crs, scene.transform, scene.shape))
-    shape = int(scene.shape[0] / ry + 1e-6), int(scene.shape[1] / rx + 1e-6)
-    if min(shape) < 1:
-        raise ValueError(f"gsd={gsd:g}: {scene} is smaller than one such pixel")
-    return replace(scene, shape=shape, transform=scene.transform @ Affine.scale(rx, ry))
-
-
 def _arguments(path, given: dict) -> dict:
     "The arguments, completed by a `scene.toml` beside the files; 'source' says which is which."
     words = {k: v for k, v in own_words(path).items() if k != "bands"}
@@ -158,6 +153,20 @@ def _raster(path, given: dict, bands, allow_missing: bool) -> Scene:
             files, sensor.value, bands, path, given["source"].get("bands", "as given")
         )
     )
+    return _described(path, found, facts, sensor, given, bands, allow_missing)
+
+
+def _described(
+    path,
+    found: dict,
+    facts: list,
+    sensor: Fact,
+    given: dict,
+    bands,
+    allow_missing: bool,
+    listed=None,
+) -> Scene:
+    "The scene of bands that were found in raster files: bands, place, numbers."
     wanted = wanted_sensor(found, sensor.value, bands, allow_missing, path)
     found = {n: found[n] for n in wanted.band_names if n in found}
     if any(b.masked for b in found.values()) and len({b.file for b in found.values()}) > 1:
@@ -166,7 +175,7 @@ def _raster(path, given: dict, bands, allow_missing: bool) -> Scene:
             "(gdal_translate)"
         )
     found, place = placed(found, given, sensor.value, path)
-    numbers, more = band_numbers(found, wanted, given, path)
+    numbers, more = band_numbers(found, wanted, given, path, listed)
     have = list(found.values())
     facts = [replace(sensor, value=sensor.value.name), *facts, *more, place]
     facts += [Fact("mask", b.masked, "in the file") for b in have[:1] if b.masked]
@@ -176,6 +185,21 @@ def _raster(path, given: dict, bands, allow_missing: bool) -> Scene:
     return Scene(
         os.fspath(path), wanted, every, *common_grid(have), have[0].crs, **numbers, facts=facts
     )
+
+# %% ../../nbs/scenes/07_open.ipynb #57ad0001
+def _item(item, given: dict, bands, allow_missing: bool, sign, mask, others: dict) -> Scene:
+    "The scene that an item of a catalogue lists."
+    if others := {k: v for k, v in others.items() if v is not None}:
+        raise ValueError(f"item {item.id!r}: {others} works with arrays, not with items")
+    given = given | dict(source={k: "as given" for k, v in given.items() if v is not None})
+    sensor = _sensor(given, []) if given["sensor"] is not None else item_sensor(item)
+    found, facts, listed = item_bands(item, sensor.value, bands, sign)
+    scene = _described(item.id, found, facts, sensor, given, bands, allow_missing, listed)
+    if mask is None:
+        return scene
+    asset = mask_asset(item, MASK_FILES[check_name(mask, list(MASK_FILES), "mask of an item")])
+    b = asset_band(item, asset, sign)
+    return with_mask(scene, [b], b.file, MASKS[mask], f"from the item's asset {asset.key}")
 
 # %% ../../nbs/scenes/07_open.ipynb #09e70012
 def is_array(
@@ -240,83 +264,65 @@ def open_scene(
     gsd: float = None,  # read at this one, in metres; None: the finest band's
     layout: str = None,  # order of the axes of an array that does not name them, e.g. 'nyxc'
     speckle: str = None,  # filter of radar images: 'lee' or 'median'
+    bbox: tuple = None,  # (west, south, east, north) in degrees: only this ground
+    datetime: str = None,  # of a catalogue: a day or a range, e.g. '2024-06-01/2024-08-31'
+    collections: list = None,  # of a catalogue; with them a URL is that of an API
+    sign=None,  # of a catalogue: function that signs URLs, or its name as 'module:function'
 ) -> Scene:
     "Describe the raster at `path`; only headers are read. Its `facts` say what is known and from where."
-    path = scene_path(path)
     given = dict(
         sensor=sensor, offset=offset, nodata=nodata, gain=gain, crs=crs, saturated=saturated
     )
+    search = dict(bbox=bbox, datetime=datetime, collections=collections)
+    if is_item(path := only_item(path, search)):
+        others = dict(variable=variable, layout=layout)
+        scene = _item(path, given, bands, allow_missing, sign, mask, others)
+        return cut_scene(scene, speckle, gsd, bbox)
+    path = scene_path(path)
     given, own = _arguments(path, given), bands
     bands = _told_bands(path, own)
     given["source"] |= {} if bands is own else dict(bands="from scene.toml")
     if is_array(path):
-        scenes = _arrays(
-            path,
-            given,
-            bands,
-            variable,
-            layout,
-            allow_missing,
-            dict(mask=mask, gsd=gsd, saturated=saturated, speckle=speckle),
-        )
+        others = dict(mask=mask, gsd=gsd, saturated=saturated, speckle=speckle)
+        scenes = _arrays(path, given, bands, variable, layout, allow_missing, others)
         if len(scenes) > 1:
             raise ValueError(
                 f"path={str(path)!r} holds {len(scenes)} patches or times: open all with `open_scenes`"
             )
-        return scenes[0]
+        return cut_scene(scenes[0], bbox=bbox)
     with named_errors(path):
         scene = _raster(path, given, bands, allow_missing)
-    if speckle is not None:
-        scene = replace(scene, speckle=check_name(speckle, FILTERS, "speckle"))
-    scene = scene if gsd is None else _at_gsd(scene, gsd)
-    return scene if mask is None else _masked(scene, mask, path)
-
-# %% ../../nbs/scenes/07_open.ipynb #5dee0092
-_MASK_FILES = dict(scl="SCL", fmask="Fmask", hls_fmask="Fmask", qa_pixel="QA_PIXEL")
-
-
-def _masked(scene: Scene, mask, path) -> Scene:
-    "The scene with the mask meant by the argument of `open_scene`."
-    file, rule = (None, mask) if isinstance(mask, str) else mask
-    word, source = rule if isinstance(rule, str) else "", "as given"
-    if word:
-        if word not in MASKS:
-            raise ValueError(
-                f"mask={word!r} is not known. {nearest(word, MASKS)} Or give (path, dict(invalid=(...), bits=...))."
-            )
-        source = source if file else f'by "{_MASK_FILES[word]}" in its name'
-        file, rule = file or find_mask(path, _MASK_FILES[word]), MASKS[word]
-    for k in rule:
-        check_name(k, ("invalid", "bits"), "mask=(path, rule): rule")
-    b = class_band(file, scene)
-    sensor = Sensor("mask", [dict(name="mask", wavelength=None, gsd=None)])
-    classes = Scene(os.fspath(file), sensor, (b,), *common_grid([b]), b.crs, resampling="nearest")
-    facts = (*scene.facts, Fact("mask", Path(file).name, source))
-    return replace(scene, mask=Mask(classes, **rule), facts=facts)
+    scene = scene if mask is None else masked_scene(scene, mask, path)
+    return cut_scene(scene, speckle, gsd, bbox)
 
 # %% ../../nbs/scenes/07_open.ipynb #fae3ebe7
 def open_scenes(
-    path,  # raster file, folder of scenes, or a list of either (or of `Scene`s)
+    path,  # raster file, folder of scenes, catalogue, or a list of files, folders, items or `Scene`s
     sensor: str | Sensor = None,  # what the bands are; None: told by product names
     bands=None,  # names wanted, in order, or a dict as for `open_scene`; None: all there are
     on_error: str = "raise",  # or 'skip': leave out what cannot be opened, with a warning that lists it
+    bbox: tuple = None,  # (west, south, east, north) in degrees: only this ground
+    datetime: str = None,  # of a catalogue: a day or a range, e.g. '2024-06-01/2024-08-31'
+    collections: list = None,  # of a catalogue; with them a URL is that of an API
     **kwargs,  # further arguments of `open_scene`
 ) -> list:  # of `Scene`
     "Open every scene below `path`, all with the same bands."
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r} must be 'raise' or 'skip'")
-    paths = path if isinstance(path, (list, tuple)) else [path]
+    paths = as_items(path, dict(bbox=bbox, datetime=datetime, collections=collections))
     if not paths:
         raise ValueError("path=[] is an empty list: give at least one scene")
     scenes, lost = [], []
     with gdal_env("" if "://" in str(paths[0]) else "/"):  # one for all
-        for p in (q for p in paths for q in _found(p, sensor)):
-            try:
-                scenes += [p] if isinstance(p, Scene) else _open_any(p, sensor, bands, kwargs)
-            except ValueError as e:
-                if on_error == "raise":
-                    raise
-                lost.append(str(e))
+        for opened in _each(paths, sensor, bands, kwargs, on_error):
+            if isinstance(opened, str):
+                lost.append(opened)
+            else:
+                scenes += opened
+    if bbox is not None and scenes:
+        scenes = [inside for s in scenes if (inside := inside_box(s, bbox))]
+        if not scenes:
+            raise ValueError(f"bbox={bbox}: no scene of {path!r} shows any of it")
     if on_error == "skip":
         odd = odd_bands(scenes)
         lost += [f"{s.name} {o}" for s, o in zip(scenes, odd) if o]
@@ -327,6 +333,27 @@ def open_scenes(
         raise ValueError(_nothing_opened(path, paths, lost))
     _check_alike(scenes)
     return scenes
+
+
+def _each(paths: list, sensor, bands, kwargs: dict, on_error: str):
+    "The scenes of each path, or what is wrong with it; what lies far away several at a time."
+
+    def opened(p):
+        if isinstance(p, Scene):
+            return [p]
+        try:
+            return _open_any(p, sensor, bands, kwargs)
+        except ValueError as e:
+            if on_error == "raise":
+                raise
+            return str(e)
+
+    found = (q for p in paths for q in _found(p, sensor))
+    if not any(map(is_item, paths)):
+        yield from map(opened, found)
+        return
+    with ThreadPoolExecutor(8) as pool:
+        yield from pool.map(opened, found)
 
 
 def _nothing_opened(path, paths: list, lost: list) -> str:
@@ -341,7 +368,7 @@ def _nothing_opened(path, paths: list, lost: list) -> str:
 # %% ../../nbs/scenes/07_open.ipynb #8cf56c3b
 def _found(path, sensor):
     "The scenes of a path, one after the other: a file's header is read when its turn comes."
-    if isinstance(path, Scene):
+    if isinstance(path, Scene) or is_item(path):
         return [path]
     listed = scene_paths(path, sensor)
     return (p for p in listed if not _is_output(p)) if is_folder(path) else listed
@@ -349,7 +376,7 @@ def _found(path, sensor):
 
 def _open_any(p, sensor, bands, kwargs: dict) -> list:
     "One path, one or more scenes."
-    if not is_array(p):
+    if is_item(p) or not is_array(p):
         return [open_scene(p, sensor, bands, **kwargs)]
     known = {k: kwargs.get(k) for k in ("offset", "nodata", "gain", "crs", "saturated")}
     given = _arguments(p, dict(sensor=sensor) | known)

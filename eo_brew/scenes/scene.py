@@ -275,7 +275,7 @@ def _knows(b, nodata) -> bool:
 
 def _on_grid(scene: Scene, number: int, b, nodata) -> str:
     "XML of one band on the scene's grid."
-    source, index = _own_name(b.file), b.index
+    source, index = _own_name(b.source), b.index
     full = _FULL if scene.resampling == "nearest" else ""
     if not _knows(b, nodata):  # say it in an inner VRT; masked pixels become nodata
         whole = "".join(_rect(r, 0, 0, b.shape[1], b.shape[0]) for r in ("SrcRect", "DstRect"))
@@ -298,7 +298,7 @@ def vrt(self: Scene) -> str:
     )
     b = self.bands[self.present[0]]
     mask = (
-        _vrt_band(1, "uint8", None, _own_name(b.file), f"mask,{b.index}", _rects(self, b))
+        _vrt_band(1, "uint8", None, _own_name(b.source), f"mask,{b.index}", _rects(self, b))
         if b.masked
         else ""
     )
@@ -381,7 +381,7 @@ def raw(
         out_shape=(len(have), *size), out_dtype="float32" if exact else None
     )  # GDAL converts as it copies
     into = new if out is None or not exact else dict(out=out)
-    with handles(have[0].file if plain else self.vrt, stamp=tuple(b.stamp for b in have)) as src:
+    with handles(have[0].source if plain else self.vrt, stamp=tuple(b.stamp for b in have)) as src:
         x = src.read(resampling=Resampling[self.resampling], **kw, **into)
         nearest = x if native and plain or not _numbers(self) else src.read(**kw, **new)
         hidden = src.dataset_mask(window=window, out_shape=size) == 0 if have[0].masked else None

@@ -186,7 +186,9 @@ def keep_valid(
 
 # %% ../../nbs/scenes/08_windows.ipynb #0d65c07d
 def scene_date(scene: Scene) -> str:  # '2017-02-16', '' when the name has none
-    "The date in a scene's name, or in that of its first file."
+    "The date that a catalogue gives, or the one in a scene's name, or in that of its first file."
+    if listed := next((f.value for f in scene.facts if f.what == "date"), ""):
+        return listed
     for name in (scene.name, scene.bands[scene.present[0]].file):
         for y, m, d in re.findall(
             r"(?<!\d)((?:19|20)\d\d)-?([01]\d)-?([0-3]\d)(?!\d)", Path(name).name

@@ -1,0 +1,369 @@
+"""STAC catalogues in the place of folders: over HTTP with ranges, signed, from S3, from an API."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from datetime import datetime
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import numpy as np
+import pystac
+import pytest
+import rasterio
+from affine import Affine
+from rasters import write
+from servers import serving
+
+from eo_brew.app.cli import main
+from eo_brew.data.dataloaders import eo_dataloaders
+from eo_brew.scenes.open import open_scene, open_scenes, sample_scene
+from eo_brew.scenes.scene import read_window
+from eo_brew.scenes.windows import scene_date
+
+BANDS = {"blue": "B02", "green": "B03", "red": "B04", "nir": "B08"}
+DATES = {
+    "2017-02-16": (0, 0),
+    "2017-06-01": (0, 400),
+}  # two cuts of the shipped scene, row and column
+SIDE = 192
+
+
+def cut(row, col):
+    "Pixels, transform and CRS of a cut."
+    scene = open_scene(sample_scene(), bands=list(BANDS.values()))
+    x, _ = read_window(scene, (row, col, SIDE, SIDE))
+    return x.astype("uint16"), scene.transform @ Affine.translation(col, row), scene.crs
+
+
+def degrees(transform, crs):
+    "The box of a cut."
+    box = rasterio.transform.array_bounds(SIDE, SIDE, transform)
+    return list(rasterio.warp.transform_bounds(crs, "EPSG:4326", *box))
+
+
+def item_of(folder, day, extra=None, **properties):
+    "An item whose files lie beside it."
+    x, transform, crs = cut(*DATES[day])
+    w, s, e, n = box = degrees(transform, crs)
+    ring = dict(type="Polygon", coordinates=[[[w, s], [e, s], [e, n], [w, n], [w, s]]])
+    about = dict(datetime=f"{day}T10:10:10Z", platform="sentinel-2a") | properties
+    item = dict(
+        type="Feature", stac_version="1.0.0", id=f"tile_{DATES[day][1]}", links=[], assets={}
+    )
+    item |= dict(collection="sentinel-2-l1c", properties=about, geometry=ring, bbox=box)
+    for (key, band), values in zip(BANDS.items(), x):
+        file = folder / item["id"] / f"{band}.tif"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(file, values[None], [band], crs=crs, transform=transform)
+        said = {"nodata": 0, "scale": 0.0001, "offset": 0}
+        item["assets"][key] = {
+            "href": f"./{item['id']}/{band}.tif",
+            "type": "image/tiff; application=geotiff",
+        }
+        item["assets"][key] |= {
+            "raster:bands": [said],
+            "eo:bands": [dict(name=band, common_name=key)],
+        } | (extra or {})
+    return item
+
+
+@pytest.fixture
+def catalogue(tmp_path):
+    "A file that lists two items."
+    folder = tmp_path / "stac"
+    items = [item_of(folder, day) for day in DATES]
+    listed = dict(type="FeatureCollection", features=items)
+    (folder / "items.json").write_text(json.dumps(listed))
+    return folder / "items.json"
+
+
+def test_catalogue_is_read_like_its_files(catalogue):
+    scenes = open_scenes(catalogue)
+    assert [(s.name, scene_date(s)) for s in scenes] == [
+        ("tile_0", "2017-02-16"),
+        ("tile_400", "2017-06-01"),
+    ]
+    for scene, at in zip(scenes, DATES.values()):
+        assert np.array_equal(read_window(scene)[0], cut(*at)[0])
+    assert any("from the item's asset red" in str(f) for f in scenes[0].facts)
+
+
+def test_over_http_only_what_is_wanted(catalogue, served, tmp_path):
+    url = f"{served}/stac/items.json"
+    (scene,) = open_scenes(url, datetime="2017-06")
+    assert scene.bands[0].file.startswith("/vsicurl/http://")
+    assert np.array_equal(read_window(scene)[0], cut(0, 400)[0])
+    dls = eo_dataloaders(url, size=64, bs=4, bands=["B04", "B08"])
+    assert dls.one_batch()[0]["ms"].shape == (4, 2, 64, 64)
+
+
+def test_box_crops_and_leaves_out(catalogue):
+    x, transform, crs = cut(0, 0)
+    w, s, e, n = degrees(transform, crs)
+    box = (w, (s + n) / 2, (w + e) / 2, n)
+    (scene,) = open_scenes(catalogue, bbox=box)
+    assert scene.name == "tile_0" and max(scene.shape) < 0.6 * SIDE
+    col, row = (round(v) for v in ~transform @ (scene.transform.c, scene.transform.f))
+    h, w = scene.shape
+    assert np.array_equal(read_window(scene)[0], x[:, row : row + h, col : col + w])
+
+
+def test_catalogue_of_folders(catalogue, tmp_path):
+    "A static catalogue as pystac writes it, with relative links."
+    root = pystac.Catalog("root", "two dates")
+    for item in pystac.ItemCollection.from_file(str(catalogue)):
+        item.set_self_href(str(catalogue))
+        item.make_asset_hrefs_absolute()
+        root.add_item(item)
+    root.normalize_and_save(str(tmp_path / "root"), pystac.CatalogType.SELF_CONTAINED)
+    assert [s.name for s in open_scenes(tmp_path / "root" / "catalog.json")] == [
+        "tile_0",
+        "tile_400",
+    ]
+    assert open_scene(tmp_path / "root" / "catalog.json", datetime="2017-06").name == "tile_400"
+    with pytest.raises(ValueError, match="lists 2 scenes, .*narrow it with bbox"):
+        open_scene(tmp_path / "root" / "catalog.json")
+
+
+SECRET = "sig=open-sesame-4711"
+
+
+def sign(url):
+    return f"{url}{'&' if '?' in url else '?'}{SECRET}"
+
+
+def test_signed_urls_are_never_shown(tmp_path, served):
+    folder = tmp_path / "signed"
+    item = item_of(folder, "2017-02-16")
+    (tmp_path / "item.json").write_text(json.dumps(item))
+    for asset in item["assets"].values():
+        asset["href"] = f"{served}/signed/{asset['href']}"
+    item, token, wrong = pystac.Item.from_dict(item), "?token=abc", "&sig=wrong"
+    for asset in item.assets.values():
+        asset.href += token
+    scene = open_scene(item, sign=sign)
+    assert np.array_equal(read_window(scene)[0], cut(0, 0)[0])
+    shown = repr(scene) + str(scene.bands) + "".join(map(str, scene.facts))
+    assert SECRET not in shown and token not in shown
+    with pytest.raises(ValueError) as told:
+        open_scene(item, sign=lambda url: url + wrong)
+    text = "".join(traceback.format_exception(told.value))
+    assert "cannot be opened" in text and wrong not in text and token not in text
+
+
+class API(BaseHTTPRequestHandler):
+    "The least that a STAC API with item search answers."
+
+    items = None
+
+    def __init__(self, *args, directory, **kwargs):
+        self.root = Path(directory)
+        super().__init__(*args, **kwargs)
+
+    def log_message(self, *a):
+        pass
+
+    def _answer(self, what):
+        body = json.dumps(what).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        here = f"http://{self.headers['Host']}"
+        conforms = ["core", "item-search"]
+        links = [dict(rel="self", href=here), dict(rel="root", href=here)]
+        links += [
+            dict(rel="search", href=f"{here}/search", type="application/geo+json", method="POST")
+        ]
+        about = dict(
+            type="Catalog",
+            stac_version="1.0.0",
+            id="api",
+            description="made for a test",
+            links=links,
+        )
+        self._answer(
+            about | dict(conformsTo=[f"https://api.stacspec.org/v1.0.0/{c}" for c in conforms])
+        )
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        (self.root / "asked.json").write_text(json.dumps(asked))
+        items = json.loads((self.root / "items.json").read_text())["features"]
+        for item in items:
+            for asset in item["assets"].values():
+                asset["href"] = str(self.root / asset["href"])
+        items = [i for i in items if i["collection"] in asked["collections"]]
+        self._answer(dict(type="FeatureCollection", features=items, links=[]))
+
+
+def test_api_is_asked(catalogue, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving(catalogue.parent, API) as url:
+        box = (12.4, 52.3, 12.6, 52.6)
+        scenes = open_scenes(url, collections=["sentinel-2-l1c"], datetime="2017", bbox=box)
+        with pytest.raises(ValueError, match="lists no item with"):
+            open_scenes(url, collections=["landsat-c2-l2"])
+    assert [s.name for s in scenes] == ["tile_0", "tile_400"]
+
+
+def test_asks_by_place_and_time(catalogue, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving(catalogue.parent, API) as url:
+        open_scenes(
+            url,
+            collections=["sentinel-2-l1c"],
+            datetime="2017-02/2017-06",
+            bbox=(12.4, 52.3, 12.6, 52.6),
+        )
+    asked = json.loads((catalogue.parent / "asked.json").read_text())
+    assert asked["bbox"] == [12.4, 52.3, 12.6, 52.6] and asked["datetime"].startswith(
+        "2017-02-01T00:00:00Z/2017-06-30"
+    )
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    "A bucket of a server of its own: not a thread, GDAL may ask while Python is locked."
+    pytest.importorskip("moto")
+    import boto3
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    keys = dict(AWS_ACCESS_KEY_ID="me", AWS_SECRET_ACCESS_KEY="secret-4713", AWS_REGION="us-east-1")
+    keys |= dict(AWS_S3_ENDPOINT=f"127.0.0.1:{port}", AWS_HTTPS="NO", AWS_VIRTUAL_HOSTING="FALSE")
+    for k, v in (keys | dict(no_proxy="127.0.0.1")).items():
+        monkeypatch.setenv(k, v)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)], stderr=subprocess.DEVNULL
+    )
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1")
+    for _ in range(300):
+        try:
+            client.create_bucket(Bucket="scenes")
+            break
+        except boto3.exceptions.botocore.exceptions.EndpointConnectionError:
+            time.sleep(0.1)
+    yield client
+    server.terminate()
+    server.wait()
+
+
+def test_from_s3(catalogue, tmp_path, s3):
+    listed = json.loads(catalogue.read_text())
+    for asset in (a for item in listed["features"] for a in item["assets"].values()):
+        s3.upload_file(str(catalogue.parent / asset["href"]), "scenes", asset["href"][2:])
+        asset["href"] = f"s3://scenes/{asset['href'][2:]}"
+    (tmp_path / "s3.json").write_text(json.dumps(listed))
+    first, second = open_scenes(tmp_path / "s3.json")
+    assert first.bands[0].file == "/vsis3/scenes/tile_0/B02.tif"
+    assert np.array_equal(read_window(second)[0], cut(0, 400)[0])
+
+
+def assets(**keys):
+    "An item of the collection with these assets: key -> entries of it, href of one flat file."
+    item = pystac.Item("one", None, None, datetime(2024, 1, 1), {}, collection="sentinel-2-l2a")
+    for key, (href, extra) in keys.items():
+        item.add_asset(
+            key, pystac.Asset(str(href), extra_fields=extra, media_type=extra.pop("type", None))
+        )
+    return item
+
+
+def flat(path, *values, names=()):
+    x = np.stack([np.full((32, 32), v, "uint16") for v in values])
+    return write(path, x, names)
+
+
+def first(item, **kwargs):
+    scene = open_scene(item, **kwargs)
+    return {b: float(v[0, 0]) for b, v in zip(scene.sensor.band_names, read_window(scene)[0])}
+
+
+def test_which_asset_is_which_band(tmp_path):
+    a, b, c = (flat(tmp_path / f"{n}.tif", v) for n, v in (("a", 1500), ("b", 2500), ("c", 3500)))
+    zero = dict(offset=0)
+    # several resolutions of a band: the finest; the overview is none
+    item = assets(
+        B04_60m=(a, {}), B04_10m=(b, {}), B05_20m=(c, {}), visual=(c, {}), SCL_20m=(c, {})
+    )
+    assert first(item, **zero) == {"B04": 2500, "B05": 3500}
+    # the same pixels as JPEG 2000
+    item = assets(**{"red-jp2": (c, dict(type="image/jp2")), "red": (a, dict(type="image/tiff"))})
+    assert first(item, **zero) == {"B04": 1500}
+    # a name that says nothing, with a common name that does; STAC 1.1
+    item = assets(
+        M1=(a, {"eo:bands": [dict(name="M1", common_name="red")]}),
+        M2=(b, {"bands": [{"eo:common_name": "nir"}]}),
+    )
+    assert first(item, **zero) == {"B04": 1500, "B08": 2500}
+    # one file of several bands
+    many = flat(tmp_path / "many.tif", 1500, 2500)
+    item = assets(data=(many, {"bands": [dict(name="B08"), dict(name="B02")]}))
+    assert first(item, **zero) == {"B02": 2500, "B08": 1500}
+    twice = assets(red=(a, {}), B04=(b, {}))
+    with pytest.raises(ValueError, match="'red' and 'B04' are both B04; say which with bands="):
+        open_scene(twice, **zero)
+    assert first(twice, bands=dict(B04="red"), **zero) == {"B04": 1500}
+    with pytest.raises(ValueError, match="has no asset with a band of 'sentinel2_l2a'"):
+        open_scene(assets(visual=(a, {})), **zero)
+
+
+def test_numbers_of_an_item_are_believed_or_questioned(tmp_path):
+    a = flat(tmp_path / "a.tif", 3000)
+    said = {"raster:bands": [dict(scale=0.0001, offset=-0.1, nodata=0)]}
+    item = assets(red=(a, dict(said)))
+    assert first(item)["B04"] == 2000
+    item.properties["earthsearch:boa_offset_applied"] = True
+    assert first(item)["B04"] == 3000
+    item.properties["earthsearch:boa_offset_applied"] = False  # known to be wrong at times
+    with pytest.raises(ValueError, match="does not say whether 1000 was added"):
+        open_scene(item)
+    assert first(item, offset=-1000)["B04"] == 2000
+    with rasterio.open(a, "r+") as dst:
+        dst.scales, dst.offsets = (0.0001,), (0.05,)
+    item = assets(red=(a, dict(said)))
+    with pytest.raises(
+        ValueError,
+        match="offset -1000  from the item's asset red .* but offset 500  from the file's tags",
+    ):
+        open_scene(item)
+    assert first(assets(red=(flat(tmp_path / "n.tif", 7), {"nodata": 7})), offset=0) != {
+        "B04": 7
+    }  # NaN
+
+
+def test_mask_of_an_item(tmp_path):
+    a = flat(tmp_path / "a.tif", 3000)
+    scl = np.zeros((1, 16, 16), "uint8") + np.where(np.arange(16) < 8, 4, 9).astype("uint8")
+    write(tmp_path / "scl.tif", scl, transform=Affine(20, 0, 3e5, 0, -20, 5e6))
+    item = assets(red=(a, {}), scl=(tmp_path / "scl.tif", {}))
+    _, valid = read_window(open_scene(item, offset=0, mask="scl"))
+    assert valid[:, :16].all() and not valid[:, 16:].any()
+    with pytest.raises(ValueError, match="no asset with Fmask in its name"):
+        open_scene(item, offset=0, mask="fmask")
+
+
+def test_commands_take_a_catalogue(catalogue, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["info", str(catalogue), "--datetime", "2017-06"]) == 0
+    assert "tile_400: sentinel2_l1c" in capfd.readouterr().out
+    x, transform, crs = cut(0, 0)
+    box = [str(v) for v in degrees(transform, crs)]
+    run = ["pretrain", str(catalogue), "--bbox", *box, "--steps", "1", "--vfm", "none"]
+    assert main([*run, "--size", "48", "--n", "12", "--bs", "4", "--out", "run"]) == 0
+    kept = (tmp_path / "run" / "config.yaml").read_text()
+    assert "bbox:" in kept and os.path.basename(catalogue) in kept
+    table = ["embed", "run/encoder.safetensors", str(catalogue), "--out", "t.parquet"]
+    assert main([*table, "--size", "96"]) == 0
+    assert main(["info", str(catalogue), "--datetime", "1999"]) == 2
+    assert "lists no item with --datetime '1999'" in capfd.readouterr().err
