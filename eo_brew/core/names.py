@@ -27,6 +27,10 @@ _WORDS = dict(
     swir1="swir16 swir_1610 shortwave_infrared_1 short_wave_infrared_1",
     swir2="swir22 swir_2200 shortwave_infrared_2 short_wave_infrared_2",
 )
+# bands that few sensors have: their names hold those of others ("red edge"), or stand where others are expected
+_MORE = "deep_blue violet green_i yellow pan panchromatic rededge red_edge vegetation_red_edge swir shortwave_infrared "
+_MORE += "short_wave_infrared mir mid_infrared mid_wave_infrared tir lwir thermal thermal_infrared long_wave_infrared "
+_MORE += "longwave_infrared vv vh hh hv"
 
 
 @lru_cache(100_000)
@@ -36,6 +40,7 @@ def band_key(
     "A band's name without case, accents, separators, leading zeros and the word band."
     text = unicodedata.normalize("NFKD", str(name)).casefold()
     text = "".join(c for c in text if not unicodedata.combining(c))
+    text = re.sub(r"^band[\W_]+(?=[a-z]{1,2}\d?$)", "", text)  # BAND_R
     text = re.sub(r"[\W_]+", "", text)
     text = re.sub(r"^(band|bande|banda|kanal|canal)(?=\d)", "b", text)
     return re.sub(r"(?<!\d)0+(?=\d)", "", text)
@@ -51,6 +56,26 @@ def _spellings(bands: tuple) -> list:  # of {key: band's name, or None if it cou
             for key in {band_key(w) for w in some} - {""}:
                 rank[key] = None if key in rank else b.name
     return ranks
+
+
+@lru_cache(256)
+def _others(bands: tuple) -> dict:  # {key: None}
+    "The keys of bands that a sensor does not have, if it calls its own as the field does."
+    own = {key for rank in _spellings(bands) for key in rank}
+    have = {b.common for b in bands}
+    have |= {"nir", "nir08"} & have and {"nir", "nir08"}  # of one near infrared both mean it
+    words = [f"{common} {some}" for common, some in _WORDS.items() if common not in have]
+    keys = {band_key(w) for w in " ".join([*words, _MORE]).split() if len(w) > 1}
+    speaks = any(b.common in _WORDS or band_key(b.name) in keys for b in bands) or own & keys
+    return dict.fromkeys(keys - own) if speaks else {}
+
+
+def is_another(
+    bands: tuple,  # with `name`, `common` and `aliases`
+    name: str,  # in a file, e.g. 'NIR'
+) -> bool:
+    "Is it what the field calls a band that is none of these?"
+    return band_key(name) in _others(bands)
 
 
 def find_name(
@@ -102,4 +127,6 @@ def spot_names(
         return []
     words = list(re.finditer(r"[^\W_]+", text))
     names, common, others = _spellings(bands)
-    return _spans(names, words, text, 2) or _spans(others | common, words, text, 2)
+    other = _others(bands)
+    found = [f for f in _spans(other | names, words, text, 2) if f[0] is not None]
+    return found or _spans(other | others | common, words, text, 2)

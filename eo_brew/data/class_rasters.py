@@ -20,7 +20,7 @@ from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from ..scenes.files import file_stamp
+from ..scenes.files import file_stamp, in_one_line
 from ..scenes.scene import handles, same_grid
 
 # %% ../../nbs/data/02_class_rasters.ipynb #4ad0a118
@@ -83,7 +83,7 @@ def _names_in_sidecar(path: Path) -> dict:
     if not number or not name:
         return {}
     rows = [[f.text for f in r] for r in table.iter("Row")]
-    return {int(float(r[number[0]])): r[name[0]] for r in rows}
+    return {int(float(r[number[0]])): r[name[0]] for r in rows if r[number[0]]}
 
 
 def class_table(
@@ -91,10 +91,16 @@ def class_table(
 ) -> dict:  # number -> name; empty if it says nothing
     "What a raster says that its numbers are called."
     sidecar = Path(f"{path}.aux.xml")
-    with rasterio.open(path) as src:
-        names = _names_in_tags(src)
-    if not names and sidecar.is_file():
-        names = _names_in_sidecar(sidecar)
+    try:
+        with rasterio.open(path) as src:
+            names = _names_in_tags(src)
+        if not names and sidecar.is_file() and sidecar.stat().st_size:
+            names = _names_in_sidecar(sidecar)
+    except (ElementTree.ParseError, ValueError, AttributeError) as e:
+        raise ValueError(
+            f"labels={str(path)!r}: what its classes are called cannot be understood ({in_one_line(e)}); mend its tags "
+            f"or {sidecar.name}, or remove that"
+        ) from e
     return {k: v.strip() for k, v in names.items() if v and v.strip()}
 
 
@@ -132,6 +138,7 @@ class LabelRaster:
                 )
             self.grid = grid_of(src)
             self.dtype = np.dtype(src.dtypes[0])
+            self.nodata = src.nodata
         self.names = self.names or class_table(self.path)
         self.colors = self.colors or class_colors(self.path)
 

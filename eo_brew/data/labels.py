@@ -102,6 +102,13 @@ def open_labels(
         )
     if said := next((note for _, note in found if note), ""):
         warnings.warn(said)
+    if len(out) == 1 and not isinstance(out.sources[0], LabelPolygons):
+        nodata = "" if out.sources[0].nodata is None else f" ({out.sources[0].nodata:g})"
+        name = Path(out.sources[0].path).name
+        warnings.warn(
+            f"labels: {name} has one class only, {out.names[0]}: 255, nodata{nodata} and what a mask "
+            "hides count as unlabelled; if one of these is a class, give it another number"
+        )
     return out
 
 # %% ../../nbs/data/04_labels.ipynb #00d00aac

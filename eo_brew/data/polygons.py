@@ -15,15 +15,16 @@ from rasterio.features import bounds, rasterize
 from rasterio.warp import transform_geom
 
 from .class_rasters import CLASS_COLUMNS, Grid
+from ..scenes.files import named_errors
 
 # %% ../../nbs/data/03_polygons.ipynb #28c4731d
-VECTOR = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".parquet", ".kml", ".gml")
+VECTOR = (".geojson", ".json", ".geojsonl", ".gpkg", ".shp", ".fgb", ".parquet", ".kml", ".gml")
 
 
 def _read_geojson(path) -> tuple:  # geometries, properties, CRS
-    d = json.loads(Path(path).read_text())
+    d = json.loads(Path(path).read_text("utf-8-sig"))
     rows = d.get("features", [d])
-    crs = d.get("crs", {}).get("properties", {}).get("name", "EPSG:4326")
+    crs = ((d.get("crs") or {}).get("properties") or {}).get("name", "EPSG:4326")
     return [r["geometry"] for r in rows], [r.get("properties") or {} for r in rows], crs
 
 
@@ -44,7 +45,33 @@ def _read_vector(path) -> tuple:  # geometries, properties, CRS
     if table.crs is None:
         raise ValueError(f"labels={str(path)!r} has no CRS: set it in the file (ogr2ogr -a_srs)")
     rows = table.drop(columns=table.geometry.name).to_dict("records")
-    return [g.__geo_interface__ for g in table.geometry], rows, table.crs.to_wkt()
+    shapes = [None if g is None or g.is_empty else g.__geo_interface__ for g in table.geometry]
+    return shapes, rows, table.crs.to_wkt()
+
+
+def _filled(shape) -> bool:
+    "Is there anything in a geometry?"
+    return bool(shape and (shape.get("coordinates") or shape.get("geometries")))
+
+
+def _check_degrees(path, shapes: list, crs):
+    "GeoJSON without a CRS has degrees, by its standard; numbers that are none are those of another CRS."
+    box = np.array([bounds(s) for s in shapes]).reshape(-1, 4)
+    odd = box[(np.abs(box) > (361, 91, 361, 91)).any(1)]
+    if crs.is_geographic and len(odd):
+        raise ValueError(
+            f"labels={str(path)!r}: its coordinates, e.g. {odd[0, :2].tolist()}, are no degrees, but its CRS is "
+            f"{crs.to_string()[:40]}: say the right one in the file (ogr2ogr -a_srs)"
+        )
+
+
+def _class(value, path, column: str):
+    "A class of a polygon: a whole number where it is one, though a table with gaps holds fractions."
+    if isinstance(value, (list, dict)):
+        raise ValueError(
+            f"labels={str(path)!r}: column={column!r} holds lists, e.g. {value}: classes are numbers or texts"
+        )
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _class_column(path, rows: list, column) -> str:
@@ -68,16 +95,23 @@ def read_polygons(
     "The polygons of a file and what they are."
     if not Path(path).is_file():
         raise ValueError(f"labels={str(path)!r} does not exist")
-    shapes, rows, crs = _read_vector(path)
-    if not shapes:
+    with named_errors(
+        path, "labels are GeoJSON, or what geopandas reads, with a geometry in each row"
+    ):
+        shapes, rows, crs = _read_vector(path)
+        crs, pairs = rasterio.CRS.from_user_input(crs), list(zip(shapes, rows))
+        pairs = [(s, r) for s, r in pairs if _filled(s)]
+        _check_degrees(path, [s for s, _ in pairs], crs)
+    if not pairs:
         raise ValueError(f"labels={str(path)!r} holds no polygon")
     if single is not None and column is None:
         known = {k.lower() for r in rows for k in r} & set(CLASS_COLUMNS)
         if not known:
-            return shapes, [single] * len(shapes), rasterio.CRS.from_user_input(crs)
+            return [s for s, _ in pairs], [single] * len(pairs), crs
     column = _class_column(path, rows, column)
-    pairs = [(s, r.get(column)) for s, r in zip(shapes, rows) if s and r.get(column) is not None]
-    return [s for s, _ in pairs], [v for _, v in pairs], rasterio.CRS.from_user_input(crs)
+    pairs = [(s, _class(r.get(column), path, column)) for s, r in pairs]
+    pairs = [(s, v) for s, v in pairs if v is not None and v == v]  # NaN: a gap of a table
+    return [s for s, _ in pairs], [v for _, v in pairs], crs
 
 # %% ../../nbs/data/03_polygons.ipynb #c969d10f
 class LabelPolygons:
@@ -114,7 +148,7 @@ class LabelPolygons:
             )
         y, x, h, w = window
         at = grid.transform @ rasterio.Affine.translation(x, y)
-        (l, t), (r, b) = at * (0, 0), at * (w, h)
+        (l, t), (r, b) = at @ (0, 0), at @ (w, h)
         shapes, box = self._in(grid.crs)
         near = (box[:, 0] < r) & (box[:, 2] > l) & (box[:, 1] < max(t, b)) & (box[:, 3] > min(t, b))
         pairs = [(shapes[i], self.codes[i]) for i in np.flatnonzero(near)]

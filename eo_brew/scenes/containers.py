@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import rasterio
-from affine import Affine
 
 from ..core.names import is_quality
 from ..core.sensors import Sensor
-from .facts import Names, about_names, listed_names, which_bands
-from .files import BandFile, file_stamp, in_zarr, named_errors
-from .scene import bounds, same_crs
+from eo_brew.scenes.facts import (
+    Names,
+    about_names,
+    listed_names,
+    which_bands,
+)
+from .files import in_zarr, named_errors
 
 # %% ../../nbs/scenes/04_containers.ipynb #035fc4c1
 def container_kind(
@@ -27,7 +29,13 @@ def container_kind(
 ) -> str:
     "The extra that opens it: hdf5, zarr or netcdf."
     path = path.rstrip("/").lower()
-    return "hdf5" if path.endswith((".h5", ".hdf5")) else "zarr" if in_zarr(path) else "netcdf"
+    return (
+        "hdf5"
+        if path.endswith((".h5", ".hdf5", ".he5", ".hdf"))
+        else "zarr"
+        if in_zarr(path)
+        else "netcdf"
+    )
 
 
 def _open_zarr(path: str):
@@ -42,7 +50,15 @@ def _open_zarr(path: str):
         )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated")
-        ds = xr.open_zarr(path, chunks=None, consolidated=None, mask_and_scale=False)
+        try:
+            ds = xr.open_zarr(path, chunks=None, consolidated=None, mask_and_scale=False)
+        except ValueError as e:
+            if "conflicting sizes" not in str(e):
+                raise
+            raise ValueError(
+                f"{path} holds arrays of several sizes on axes of one name, as the levels of a pyramid: put each into "
+                "a group of its own, and give the path of the one that is wanted"
+            ) from e
     for v in ds.variables.values():
         fill = v.encoding.get("fill_value")
         if fill and "_FillValue" not in v.attrs:
@@ -131,7 +147,7 @@ def one_variable(
     if is_dataset(src):
         v = src.variables[name]
         dims = tuple("" if str(d).startswith("phony_dim") else str(d) for d in v.dims)  # none named
-        return Variable(str(name), v, dims, {k: _plain(a) for k, a in v.attrs.items()})
+        return Variable(str(name), v, dims, {k: unwrapped(a) for k, a in v.attrs.items()})
     return Variable(
         name, src[name], tuple(_axis(d) for d in src[name].dims), _attributes(src[name])
     )
@@ -149,14 +165,16 @@ def _attributes(data) -> dict:
     "Attributes of an HDF5 data set as plain values; a fill value that somebody set counts as one."
     import h5py
 
-    attrs = {k: _plain(v) for k, v in data.attrs.items() if k not in _INNER}
+    attrs = {k: unwrapped(v) for k, v in data.attrs.items() if k not in _INNER}
     made = data.id.get_create_plist()
     if "_FillValue" not in attrs and made.fill_value_defined() == h5py.h5d.FILL_VALUE_USER_DEFINED:
-        attrs["_FillValue"] = _plain(data.fillvalue)
+        attrs["_FillValue"] = unwrapped(data.fillvalue)
     return attrs
 
 
-def _plain(v):
+def unwrapped(
+    v,  # an attribute of HDF5 or xarray
+):
     "An attribute without its wrapping."
     v = v.item() if isinstance(v, (np.ndarray, np.generic)) and v.size == 1 else v
     return v.decode(errors="replace") if isinstance(v, bytes) else v
@@ -186,7 +204,8 @@ def _by_shape(shape: tuple, counts: set) -> list:  # layouts
     if len(shape) == 2:
         return ["yx"]
     if len(shape) == 3:
-        found = [w for w, i in (("cyx", 0), ("yxc", 2)) if shape[i] in counts and counts != {1}]
+        orders = ("cyx", 0), ("yxc", 2), ("ycx", 1)
+        found = [w for w, i in orders if shape[i] in counts and counts != {1}]
         return found or ["yxc" if shape[2] == 1 in counts else "nyx"]
     return (
         [w for w, i in (("ncyx", 1), ("nyxc", 3)) if shape[i] in counts] or ["ncyx"]
@@ -229,11 +248,19 @@ def find_layout(
 def _texts(v, n: int) -> list | None:
     "A list of `n` names, if an attribute or a coordinate is one."
     values = (
-        [_plain(np.asarray(x)[()]) for x in v]
+        [unwrapped(np.asarray(x)[()]) for x in v]
         if isinstance(v, (list, tuple, np.ndarray)) and np.ndim(v) == 1
         else []
     )
     return [str(x) for x in values] if len(values) == n else None
+
+
+def positions(
+    v: Variable,  # coordinates of an axis
+) -> np.ndarray:
+    "Coordinates of an axis in their own units."
+    x = np.asarray(v.read((slice(None),)), np.float64)
+    return x * float(v.attrs.get("scale_factor", 1)) + float(v.attrs.get("add_offset", 0))
 
 
 def _wavelengths(u: Variable) -> list | None:
@@ -241,7 +268,7 @@ def _wavelengths(u: Variable) -> list | None:
     about = " ".join(str(u.attrs.get(k, "")) for k in ("standard_name", "long_name"))
     if u.dtype.kind not in "iuf" or "wavelength" not in f"{u.name} {about}".lower():
         return None
-    x, units = _positions(u), str(u.attrs.get("units", "")).lower()
+    x, units = positions(u), str(u.attrs.get("units", "")).lower()
     micro = units.startswith(("um", "µm", "μm", "micro")) or not units and x.max() < 100
     return [f"{1000 * v if micro else v:g} nm" for v in x.tolist()]
 
@@ -289,15 +316,23 @@ def _no_variables(path: str) -> str:
     return f"{path} holds no variable outside of its groups, which are read by another ending: call it (or a link) .h5"
 
 
-_PLACE = re.compile(r"lat(itude)?|lon(gitude)?", re.I)
+PLACE = re.compile(r"lat(itude)?|lon(gitude)?", re.I)
 
 
 def _may_be_bands(v: Variable) -> bool:
     "Does an array hold numbers that are neither places nor marks of quality?"
     name = v.name.rpartition("/")[2]
     marks = {"flag_values", "flag_masks", "flag_meanings"} & set(v.attrs)
-    return v.data.dtype.kind in "iufbc" and not (
-        marks or _PLACE.fullmatch(name) or is_quality(name)
+    return v.data.dtype.kind in "iufbc" and not (marks or PLACE.fullmatch(name) or is_quality(name))
+
+
+def _axes(looked: dict) -> str:
+    "What axes are called that nobody knows, for a message."
+    odd = [f"{n} {v.dims}" for n, v in looked.items() if any(v.dims) and len(v.shape) in (2, 3, 4)]
+    return (
+        f", or the order of its axes, where these are {odd[0]}, with layout='yxc' or the like"
+        if odd
+        else ""
     )
 
 
@@ -331,7 +366,7 @@ def find_bands(
             _no_variables(path)
             if not of
             else f"{path} holds {list(of)[:20]}: no variable is named as a band of {sensor.name!r} and "
-            f"{[v.name for v in stacked] or 'none'} has a band axis; say which with variable=..."
+            f"{[v.name for v in stacked] or 'none'} has a band axis; say which with variable=...{_axes(looked)}"
         )
     (v,) = stacked
     word = layouts[v.name]
@@ -339,236 +374,3 @@ def find_bands(
         _axis_names(v, word, of), v.shape[word.index("c")], sensor, bands, f"{path}, {v.name}"
     )
     return {b: (v.name, i + 1, word) for b, i in at.items()}, facts
-
-# %% ../../nbs/scenes/04_containers.ipynb #c0a70008
-def _positions(v: Variable) -> np.ndarray:
-    "Coordinates of an axis in their own units."
-    x = np.asarray(v.read((slice(None),)), np.float64)
-    return x * float(v.attrs.get("scale_factor", 1)) + float(v.attrs.get("add_offset", 0))
-
-
-def _step(v: Variable, path: str) -> tuple:  # first centre, step; None: one value
-    "The first coordinate of an axis and the distance of the next; a ValueError where it varies."
-    x = _positions(v)
-    if len(x) == 1:
-        return x[0], None
-    step = (x[-1] - x[0]) / (len(x) - 1)
-    rounding = 2 * float(np.spacing(np.abs(x).max().astype(v.dtype))) if v.dtype.kind == "f" else 0
-    off = np.abs(x - (x[0] + step * np.arange(len(x)))).max()
-    if not step or not np.isfinite(off) or off > abs(step) * 0.01 + rounding:
-        raise ValueError(
-            f"the axis {v.name!r} of {path} is irregular: its coordinates leave an even grid by {off:g} at a step of "
-            f"{step:g}; bring it to a grid first (xarray: .interp)"
-        )
-    return x[0], step
-
-
-def _geotransform(attrs: dict) -> Affine | None:
-    "The transform in a grid mapping, as GDAL writes it."
-    said = attrs.get("GeoTransform")
-    numbers = (
-        said.split() if isinstance(said, str) else list(np.ravel(said)) if said is not None else []
-    )
-    return Affine.from_gdal(*map(float, numbers[:6])) if len(numbers) >= 6 else None
-
-# %% ../../nbs/scenes/04_containers.ipynb #bd5f3c74
-def _grid(v: Variable, layout: str, of: dict, mapping: dict, path: str) -> Affine:
-    "The transform of a variable's grid; identity where nothing is said."
-    y, x = (of.get(v.dims[layout.index(k)]) for k in "yx")
-    said = _geotransform(mapping)
-    if y is None or x is None or len(y.shape) != 1 or len(x.shape) != 1:
-        _check_swath(v, of, path)
-        return said or Affine.identity()
-    (y0, dy), (x0, dx) = _step(y, path), _step(x, path)
-    if dy is None and dx is None and said is None:
-        raise ValueError(
-            f"{path} has one pixel, whose size nothing says: store it with a GeoTransform (rio.write_transform)"
-        )
-    dx = dx or (said.a if said else abs(dy))
-    dy = dy or (said.e if said else -abs(dx))
-    if dx < 0:
-        raise ValueError(
-            f"the axis {x.name!r} of {path} runs from east to west: turn it first (xarray: .sortby({x.name!r}))"
-        )
-    grid = Affine(dx, 0, x0 - dx / 2, 0, dy, y0 - dy / 2)
-    _check_grids(grid, said, len(x.data), len(y.data), path)
-    return grid
-
-
-def _check_grids(grid: Affine, said: Affine | None, w: int, h: int, path: str):
-    "The coordinates and a GeoTransform must cover the same ground (either may run from the south)."
-    if said is None:
-        return
-    at = lambda t: np.array(bounds(type("Grid", (), dict(shape=(h, w), transform=t))))
-    off = np.abs(at(grid) - at(said)) / np.abs([grid.a, grid.e, grid.a, grid.e])
-    if off.max() > 0.01:
-        raise ValueError(
-            f"{path}: its coordinates lie at {at(grid).tolist()} (left, bottom, right, top), but its GeoTransform at "
-            f"{at(said).tolist()}; drop the wrong one"
-        )
-
-
-def _check_swath(v: Variable, of: dict, path: str):
-    "Latitude and longitude of every pixel are no grid."
-    plane = [
-        u.name
-        for u in of.values()
-        if len(u.shape) == 2 and _PLACE.fullmatch(u.name.rpartition("/")[2])
-    ]
-    if plane and set(of[plane[0]].shape) <= set(v.shape) and of[plane[0]].name != v.name:
-        raise ValueError(
-            f"{path} lies by {plane} of every pixel, not on a grid: bring it to one first (pyresample, xESMF)"
-        )
-
-# %% ../../nbs/scenes/04_containers.ipynb #c0a70010
-_CRS_KEYS = ("crs_wkt", "spatial_ref", "proj:wkt2", "proj:code", "proj:epsg", "epsg", "crs")
-
-
-def _mapping(v: Variable, of: dict) -> dict:
-    "Attributes of the grid mapping of a variable."
-    named = str(v.attrs.get("grid_mapping", "")).split(":")[0].strip()
-    found = next(
-        (
-            of[n]
-            for n in (named, "spatial_ref", "crs")
-            if n in of and not np.prod(of[n].shape, initial=1) > 1
-        ),
-        None,
-    )
-    return found.attrs if found else {}
-
-
-def _wkt(said, path: str) -> str:
-    "WKT of a text, a code or CF's parameters; '' where they say nothing."
-    if isinstance(said, dict):
-        if "grid_mapping_name" not in said:
-            return ""
-        from pyproj import CRS
-
-        said = CRS.from_cf(said).to_wkt()
-    try:
-        return rasterio.CRS.from_user_input(
-            int(said) if str(said).isdigit() else str(said)
-        ).to_wkt()
-    except Exception as e:
-        raise ValueError(
-            f"{path}: its CRS {str(said)[:60]!r} is not known ({e}); pass crs=..."
-        ) from e
-
-
-def find_crs(
-    v: Variable,  # an image
-    of: dict,  # {name: Variable} of its container
-    attrs: dict,  # of the container
-    path: str,  # for messages
-) -> tuple:  # WKT ('': none), source
-    "The CRS by the grid mapping, by attributes, by a scalar coordinate."
-    mapping = _mapping(v, of)
-    claims = [(mapping[k], f'the grid mapping\'s "{k}"') for k in _CRS_KEYS if mapping.get(k)]
-    claims = claims[:1] or (
-        [(mapping, "the grid mapping")] if "grid_mapping_name" in mapping else []
-    )
-    for where, name in ((v.attrs, v.name), (attrs, "the file")):
-        claims += [
-            (where[k], f'the attribute "{k}" of {name}')
-            for k in _CRS_KEYS
-            if isinstance(where.get(k), (str, int, np.integer))
-        ]
-    claims += [
-        (u.read(()).item(), f'the coordinate "{k}"')
-        for k in ("epsg", "proj:epsg")
-        if (u := of.get(k)) and u.shape == ()
-    ]
-    known = [(w, f"from {source}") for said, source in claims if (w := _wkt(said, path))]
-    for wkt, source in known[1:]:
-        if not same_crs(wkt, known[0][0]):
-            raise ValueError(
-                f"{path}: its CRS differs {known[0][1]} and {source}; say which is right with crs=..."
-            )
-    return known[0] if known else ("", "nothing says where it lies")
-
-# %% ../../nbs/scenes/04_containers.ipynb #c0a70013
-def _invalid(v: Variable) -> tuple:  # nodata, more of them, limits; all as numbers of the file
-    "Which numbers mean nothing: CF's `_FillValue`, `missing_value`, `valid_range`, `valid_min`, `valid_max`."
-    as_type = lambda x: (
-        v.dtype.type(x)
-        if v.dtype.kind == "f"
-        else np.asarray(x).astype(v.dtype)[()]
-        if _wraps(v, x)
-        else x
-    )
-    numbers = [
-        as_type(n).item() if hasattr(as_type(n), "item") else n
-        for k in ("_FillValue", "missing_value")
-        if k in v.attrs
-        for n in np.ravel(v.attrs[k])
-    ]
-    low, high = v.attrs.get("valid_range", (v.attrs.get("valid_min"), v.attrs.get("valid_max")))
-    limits = None if low is None and high is None else (low, high)
-    return (numbers[0] if numbers else None), tuple(numbers[1:]), limits
-
-
-def _wraps(v: Variable, x) -> bool:
-    "Is it a signed number that stands for an unsigned one?"
-    return "_Unsigned" in v.attrs and np.asarray(x).dtype.kind in "iu"
-
-
-def _each(attrs: dict, keys: tuple, index: int, default: float) -> float:
-    "An attribute of one number, or (as in eo_brew's maps) of one number a band."
-    value = next((attrs[k] for k in keys if attrs.get(k) is not None), default)
-    numbers = np.ravel(value)
-    return float(numbers[max(index, 1) - 1 if len(numbers) > 1 else 0])
-
-# %% ../../nbs/scenes/04_containers.ipynb #e4863c43
-def array_bands(
-    src,  # from `open_container`
-    path: str,  # of it
-    sensor: Sensor,  # whose bands to look for
-    bands=None,  # wanted, as for `which_bands`
-    variable: str = None,  # that holds them
-    layout: str = None,  # of its axes
-) -> tuple:  # {band: BandFile}, facts, source of the CRS
-    "Where each band lies in an open container, and what is said about its numbers."
-    of = variables(src)
-    at, facts = find_bands(of, sensor, bands, variable, layout, path)
-    tags = {k: _plain(v) for k, v in src.attrs.items()}
-    found, source = {}, ""
-    for band, (name, index, word) in at.items():
-        v = of[name]
-        if v.dtype.kind not in "iuf":
-            raise ValueError(
-                f"{name} of {path} is {v.dtype}: its numbers are no values; convert it to integers or floats"
-            )
-        shape = tuple(v.shape[word.index(k)] for k in "yx")
-        wkt, source = find_crs(v, of, src.attrs, path)
-        grid = _grid(v, word, of, _mapping(v, of), path)
-        nodata, missing, limits = _invalid(v)
-        scale = _each(v.attrs, ("scale_factor", "band_scale"), index, 1.0)
-        shift = _each(v.attrs, ("add_offset", "band_offset"), index, 0.0)
-        more = dict(
-            tags=tags | v.attrs,
-            scale=scale,
-            shift=shift,
-            missing=missing,
-            limits=limits,
-            layout=word,
-        )
-        found[band] = BandFile(
-            path, index, shape, grid, wkt, str(v.dtype), nodata, name, "", file_stamp(path), **more
-        )
-    return found, facts, source
-
-
-def layer_names(
-    src,  # from `open_container`
-    path: str,  # of it
-    b: BandFile,  # one of its bands
-) -> list:  # path, number and date of each patch or time
-    "What to call the layers of a container."
-    if "n" not in b.layout:
-        return [path]
-    v = variables(src)[b.description]
-    n, dim = v.shape[b.layout.index("n")], v.dims[b.layout.index("n")]
-    times = src[dim].values if is_dataset(src) and dim in src.coords else np.zeros(n)
-    dates = [f"_{str(t)[:10]}" for t in times] if times.dtype.kind == "M" else [""] * n
-    return [f"{path}#{i}{d}" for i, d in enumerate(dates)]

@@ -21,8 +21,9 @@ from .files import file_stamp, read_text, split_zip, zip_names
 
 # %% ../../nbs/scenes/02_products.ipynb #005a6ce4
 _PRODUCTS = {
-    r"MSIL1C|Sentinel-2_L1C|T\d\d[A-Z]{3}_\d{8}T\d{6}_B\w\w\.": "sentinel2_l1c",
+    r"MSIL1C|Sentinel-2_L1C": "sentinel2_l1c",
     r"HLS\.S30|MSIL2A|Sentinel-2_L2A|_B\w\w_\d\dm\.": "sentinel2_l2a",
+    r"T\d\d[A-Z]{3}_\d{8}T\d{6}_B\w\w\.": "sentinel2_l1c",
     r"HLS\.L30": "landsat8_sr",
     **{rf"L[COTEM]0{n}_L2": f"landsat{n}_sr" for n in (5, 7, 8, 9)},
     **{rf"L[COTEM]0{n}_L1": f"landsat{n}_toa" for n in (8, 9)},
@@ -131,7 +132,7 @@ def _said(name: str, stamp, sensor: Sensor) -> dict:
     kind = _landsat if name.endswith("_MTL.txt") else _sentinel2
     try:
         return kind(read_text(name), f"from {Path(name).name}", sensor)
-    except (ValueError, KeyError, IndexError, OverflowError) as e:
+    except (ValueError, KeyError, IndexError, ArithmeticError) as e:
         raise ValueError(f"{name} cannot be understood ({e}); is it complete?") from e
 
 
