@@ -12,7 +12,6 @@ import numpy as np
 from fastcore.basics import patch
 
 from .containers import Variable, container_kind, one_variable, open_container
-from .files import BandFile
 from .scene import Scene, handles, nothing
 
 # %% ../../nbs/scenes/05_arrays.ipynb #8b503c08
@@ -47,7 +46,7 @@ def _unwritten(v: Variable, path: str, at: tuple, x: np.ndarray):
     if container_kind(path) == "netcdf":
         return None
     data = _zarr_array(path, v.name) if container_kind(path) == "zarr" else v.data
-    chunks = getattr(data, "shards", None) or data.chunks
+    chunks = data.chunks
     fill = getattr(data, "fill_value", None) if container_kind(path) == "zarr" else data.fillvalue
     same = np.isnan(x) if x.dtype.kind == "f" and fill != fill else x == fill
     if not chunks or not same.any():
@@ -71,6 +70,11 @@ def _is_written(data, place: list, chunks: tuple) -> bool:
             data.id.get_chunk_info_by_coord(tuple(i * c for i, c in zip(place, chunks))).byte_offset
             is not None
         )
+    if getattr(
+        data, "shards", None
+    ):  # it has no name of its own: what is all fill value is not stored
+        whole = data[tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, chunks))]
+        return bool((whole != data.fill_value).any())
     from zarr.core.sync import sync
 
     return sync((data.store_path / data.metadata.encode_chunk_key(tuple(place))).exists())
@@ -105,20 +109,11 @@ def raw(
                     if lost is None
                     else _bands_first(lost, b.layout)[i]
                 )
-                gone[b] = gone[b] | _outside(b, got[b])
     x, bad = np.stack([got[b] for b in have]), np.stack([gone[b] for b in have])
     more = nothing(self, x)
     bad = bad if more is None else bad | more
     bad = bad | ~np.isfinite(x) if x.dtype.kind == "f" else bad
     return (x, bad) if size == x.shape[1:] else _resize(x, bad, size, self.resampling)
-
-
-def _outside(b: BandFile, x: np.ndarray) -> np.ndarray:
-    "Where numbers leave the limits, or are one more that means nothing."
-    bad = np.isin(x, b.missing)
-    low, high = b.limits or (None, None)
-    bad = bad if low is None else bad | (x < low)
-    return bad if high is None else bad | (x > high)
 
 
 def _resize(x, bad, size: tuple, kernel: str) -> tuple:

@@ -24,16 +24,17 @@ from rasterio.io import DatasetReader
 
 from ..core.names import is_quality
 from ..core.sensors import Sensor
-from .facts import Names, listed_names
+from .facts import Names, listed_names, valid_limits
 
 # %% ../../nbs/scenes/01_files.ipynb #4d4ea089
 RASTER_EXT = (".jp2", ".tif", ".tiff", ".img", ".vrt", ".png", ".jpg", ".jpeg", ".bmp", ".webp")
-ARRAY_EXT = (".zarr", ".nc", ".nc4", ".h5", ".hdf5")
+ARRAY_EXT = (".zarr", ".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".he5", ".hdf")
 _SCHEMES = {
     "https://": "/vsicurl/https://",
     "http://": "/vsicurl/http://",
     "s3://": "/vsis3/",
     "gs://": "/vsigs/",
+    "az://": "/vsiaz/",
     "zip://": "/vsizip/",
 }
 
@@ -73,6 +74,7 @@ def in_zarr(
 
 def scene_path(path):
     "The folder of the product whose metadata file (`MTD_*.xml`, `..._MTL.txt`, `manifest.safe`) is named; else `path`."
+    path = os.fspath(path).removeprefix("file://") if str(path).startswith("file://") else path
     name = os.path.basename(os.fspath(path))
     if re.fullmatch(r"MTD_\w+\.xml|.*_MTL\.(txt|xml|json)|manifest\.safe|INSPIRE\.xml", name, re.I):
         return os.path.dirname(os.fspath(path)) or "."
@@ -102,9 +104,12 @@ def named_errors(
     except Exception as e:
         if is_own(e):
             raise
-        said = _no_raster(str(path)) or in_one_line(e)
+        known = _no_raster(str(path))
+        after = f": {remedy}" if not known.startswith("it is") else ""
         cause = None if _QUERY.search(str(e)) else e  # a traceback must not show what signs a URL
-        raise ValueError(f"path={str(path)!r} cannot be opened ({said}): {remedy}") from cause
+        raise ValueError(
+            f"path={str(path)!r} cannot be opened ({known or in_one_line(e)}){after}"
+        ) from cause
 
 
 def _no_raster(path: str) -> str:
@@ -112,11 +117,15 @@ def _no_raster(path: str) -> str:
     if not os.path.isfile(path):
         return ""
     with open(path, "rb") as f:
-        head = f.read(64).lstrip().lower()
+        head = f.read(512).lstrip().lower()
     if head.startswith((b"<!doctype html", b"<html")):
         return "it is a web page: a failed download?"
     if head.startswith(b"version https://git-lfs"):
         return "it is a pointer of Git LFS: git lfs pull"
+    if head.startswith((b"\x1f\x8b", b"bz", b"\xfd7z", b"pk\x03\x04")) or head[257:262] == b"ustar":
+        return "it is an archive: unpack it first"
+    if head.startswith(b"\x0e\x03\x13\x01"):
+        return "it is HDF4, which is not read: make HDF5 of it (h4toh5), or GeoTIFFs (gdal_translate -sds)"
     return "" if head or os.path.getsize(path) else "it has 0 bytes"
 
 
@@ -295,6 +304,22 @@ def group_bands(
         out.setdefault(f"{folder}/{rest}", {}).setdefault(band, f)
     return out
 
+
+def single_bands(
+    files: list,  # raster files
+    by_band: dict,  # from `group_bands`, for a sensor of one band
+) -> list:  # folders
+    "The folders of products of which a sensor has but one band: the others are called as it is, but for the band."
+    folders = {}
+    for f in files:
+        folders.setdefault(os.path.dirname(f), []).append(os.path.basename(f))
+    keys = [os.path.split(k) for k in by_band]
+    whole = [
+        len(folders.get(d, ())) > 1 and all(n.startswith(rest) for n in folders[d])
+        for d, rest in keys
+    ]
+    return sorted(d for d, _ in keys) if whole and all(whole) and len(folders) == len(keys) else []
+
 # %% ../../nbs/scenes/01_files.ipynb #7827afdb
 def is_mask(
     file,  # its path
@@ -441,8 +466,9 @@ def _check_place(src, file):
 
 def _bands(src, path: str, stamp) -> list:  # of BandFile
     "The bands of an open file."
-    shared = dict(file=path, shape=src.shape, transform=src.transform, stamp=stamp, tags=src.tags())
+    shared = dict(file=path, shape=src.shape, transform=src.transform, stamp=stamp)
     shared["crs"] = sys.intern(src.crs.to_wkt()) if src.crs else ""  # one text for many files
+    tags, own = src.tags(), [src.tags(i) for i in src.indexes]
     each = dict(
         dtype=[_checked_type(t, path) for t in src.dtypes],
         nodata=src.nodatavals,
@@ -451,12 +477,31 @@ def _bands(src, path: str, stamp) -> list:  # of BandFile
         scale=src.scales,
         shift=src.offsets,
         color=[c.name for c in src.colorinterp],
-        said=[_name_tag(src.tags(i)) for i in src.indexes],
+        said=[_name_tag(t) for t in own],
+        tags=[tags | t for t in own],
     )
-    return [
-        BandFile(index=i, **shared, **dict(zip(each, own)))
-        for i, own in zip(src.indexes, zip(*each.values()))
+    each["limits"] = [
+        valid_limits(*said) for said in zip(each["tags"], each["dtype"], src.scales, src.offsets)
     ]
+    return [
+        BandFile(index=i, **shared, **dict(zip(each, its)))
+        for i, its in zip(src.indexes, zip(*each.values()))
+    ]
+
+
+def _check_layers(src, path: str):
+    "What is not read must not be left out in silence: pages, subdatasets, a mask of each band."
+    if src.subdatasets:
+        names = [n.replace(path, Path(path).name) for n in src.subdatasets[:3]]
+        raise ValueError(
+            f"{path} holds {len(src.subdatasets)} pages or layers, {names}, of which only one would be read: make "
+            "files of those that are wanted (gdal_translate NAME OUT), or bands of one file (gdal_merge.py -separate)"
+        )
+    if src.count and not all(src.mask_flag_enums):
+        raise ValueError(
+            f"{path}: each band has a mask of its own, which is not read; make nodata of it (gdal_translate -a_nodata, "
+            "gdal_calc.py), or one mask for all"
+        )
 
 
 def _hidden_by(flags: list) -> str:
@@ -513,6 +558,7 @@ def _headers(path: str, stamp, sign=None) -> list:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         opened = DatasetReader if stamp else rasterio.open  # a local file needs no credentials
         with opened(sign(path) if sign else path) as src:
+            _check_layers(src, path)
             _check_place(src, path)
             return _bands(src, path, stamp)
 

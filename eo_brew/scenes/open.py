@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from importlib.resources import files as package_files
 from pathlib import Path
 
@@ -41,10 +41,13 @@ from eo_brew.scenes.choose import (
     bands_of_file,
     bands_of_folder,
     band_numbers,
+    check_alike,
+    check_sensors,
+    crs_text,
     placed,
     wanted_sensor,
 )
-from .containers import array_bands, layer_names, open_container
+from .containers import open_container
 from .facts import Fact
 from eo_brew.scenes.files import (
     ARRAY_EXT,
@@ -60,8 +63,10 @@ from eo_brew.scenes.files import (
     list_rasters,
     named_errors,
     scene_path,
+    single_bands,
 )
-from .products import guess_sensor, own_words
+from .products import guess_sensor, own_words, told_sensor
+from .headers import array_bands, layer_names
 from eo_brew.scenes.scene import (
     MASKS,
     Scene,
@@ -108,13 +113,6 @@ def _told_bands(path, bands):
     return {name: told[name] for name in bands or told}
 
 
-def _sensor(given: dict, files: list) -> Fact:
-    "What the bands are, by the argument or by the names of the product."
-    if given["sensor"] is None:
-        return guess_sensor(files)
-    return Fact("sensor", get_sensor(given["sensor"]), given["source"]["sensor"])
-
-
 def _raster_files(path) -> list:
     "The files that make up `path`, or an error that says what is wrong with it."
     if is_folder(path):
@@ -128,6 +126,10 @@ def _raster_files(path) -> list:
         unknown = [n for n in names if n not in others + archives][:5]
         left += f"; if one of {unknown} is a raster, give its own path" if unknown else ""
         left += f"; of archives give the names, in a list: {archives}" if archives else ""
+        if any(
+            os.path.exists(os.path.join(path, n)) or n in names for n in (".zgroup", "zarr.json")
+        ):
+            left = "; it is a Zarr store: unpack it, if need be, and give it a name that ends with .zarr"
         raise ValueError(
             f"path={str(path)!r} is a folder without raster files ({', '.join(RASTER_EXT)}){left}"
         )
@@ -144,7 +146,7 @@ def _raster_files(path) -> list:
 def _raster(path, given: dict, bands, allow_missing: bool) -> Scene:
     "The scene in a raster file or a folder of them."
     files = _raster_files(path)
-    sensor = _sensor(given, [os.path.join(os.path.abspath(path), f) for f in files])
+    sensor = told_sensor(given, [os.path.join(os.path.abspath(path), f) for f in files])
     one = not is_folder(path) or len(files) == 1
     found, facts = (
         bands_of_file(files[0], sensor.value, bands, path)
@@ -192,7 +194,7 @@ def _item(item, given: dict, bands, allow_missing: bool, sign, mask, others: dic
     if others := {k: v for k, v in others.items() if v is not None}:
         raise ValueError(f"item {item.id!r}: {others} works with arrays, not with items")
     given = given | dict(source={k: "as given" for k, v in given.items() if v is not None})
-    sensor = _sensor(given, []) if given["sensor"] is not None else item_sensor(item)
+    sensor = told_sensor(given, []) if given["sensor"] is not None else item_sensor(item)
     found, facts, listed = item_bands(item, sensor.value, bands, sign)
     scene = _described(item.id, found, facts, sensor, given, bands, allow_missing, listed)
     if mask is None:
@@ -225,8 +227,9 @@ def _arrays(path, given: dict, bands, variable, layout, allow_missing: bool, oth
         if given["sensor"] is None and said:
             sensor = Fact("sensor", get_sensor(str(said[0])), "from the file's attribute")
         else:
-            sensor = _sensor(given, [path])
-        found, facts, where = array_bands(src, path, sensor.value, bands, variable, layout)
+            sensor = told_sensor(given, [path])
+        crs = crs_text(given)
+        found, facts, where = array_bands(src, path, sensor.value, bands, variable, layout, crs)
         wanted = wanted_sensor(found, sensor.value, bands, allow_missing, path)
         found = {n: found[n] for n in wanted.band_names if n in found}
         names = layer_names(src, path, next(iter(found.values())))
@@ -331,7 +334,9 @@ def open_scenes(
         warnings.warn(f"{len(lost)} scenes left out: " + "; ".join(lost[:5]))
     if not scenes:
         raise ValueError(_nothing_opened(path, paths, lost))
-    _check_alike(scenes)
+    if sensor is None:
+        check_sensors(scenes)
+    check_alike(scenes)
     return scenes
 
 
@@ -393,29 +398,6 @@ def odd_bands(
     usual = max(bands, key=Counter(bands).get, default="")
     return ["" if own == usual else f"has bands {own}, most have {usual}" for own in bands]
 
-
-def _check_alike(scenes: list):
-    "All with the same bands; a warning where they differ in GSD."
-    first = scenes[0].sensor.band_names
-    odd = next((s for s in scenes if s.sensor.band_names != first), None)
-    if odd:
-        raise ValueError(
-            f"{odd.name} has bands {odd.sensor.band_names}, {scenes[0].name} has "
-            f"{first}: ask for those they share with bands=[...], or pass allow_missing=True"
-        )
-    by_gsd = {f"{s.gsd:.3g}": s for s in scenes if s.crs and _projected(s.crs)}
-    if len(by_gsd) > 1:
-        warnings.warn(
-            f"scenes differ in GSD, so a patch of one covers more ground than one of another: "
-            f"{', '.join(f'{g} m {Path(s.name).name}' for g, s in list(by_gsd.items())[:5])}. gsd=... (--gsd) reads "
-            "all at one"
-        )
-
-
-@lru_cache(256)
-def _projected(crs: str) -> bool:
-    return rasterio.CRS.from_wkt(crs).is_projected
-
 # %% ../../nbs/scenes/07_open.ipynb #09e70013
 def scene_paths(
     path,  # file or folder
@@ -433,7 +415,10 @@ def scene_paths(
     if not files:
         return arrays or [path]
     known = get_sensor(sensor) if sensor is not None else own_words(path).get("sensor")
-    by_band = group_bands(files, get_sensor(known) if known else guess_sensor(files).value)
+    known = get_sensor(known) if known else guess_sensor(files).value
+    by_band = group_bands(files, known)
+    if len(known) == 1 and (products := single_bands(files, by_band)):
+        return products + arrays
     if not any(_is_split(g) for g in by_band.values()):
         return files + arrays
     if len(by_band) == 1:

@@ -49,6 +49,22 @@ def guess_sensor(
         f"sensor=..., one of {', '.join(list_sensors())}, or your own Sensor"
     )
 
+
+def told_sensor(
+    given: dict,  # arguments of `open_scene`
+    files: list,  # file names with their folders
+) -> Fact:
+    "What the bands are, by the argument or by the names of the product."
+    if given["sensor"] is None:
+        return guess_sensor(files)
+    told, how = get_sensor(given["sensor"]), given["source"]["sensor"]
+    try:
+        other = guess_sensor(files)
+    except ValueError:  # names say nothing
+        return Fact("sensor", told, how)
+    odd = other.value.name != told.name and len(told) > 1
+    return Fact("sensor", told, f"{how}; {other.value.name} {other.source}" if odd else how)
+
 # %% ../../nbs/scenes/02_products.ipynb #327ac29e
 _S2_IDS = "B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B10 B11 B12".split()  # band_id 0 to 12
 

@@ -383,12 +383,17 @@ def raw(
     into = new if out is None or not exact else dict(out=out)
     with handles(have[0].source if plain else self.vrt, stamp=tuple(b.stamp for b in have)) as src:
         x = src.read(resampling=Resampling[self.resampling], **kw, **into)
-        nearest = x if native and plain or not _numbers(self) else src.read(**kw, **new)
+        nearest = x if native and plain or not _holes(self) else src.read(**kw, **new)
         hidden = src.dataset_mask(window=window, out_shape=size) == 0 if have[0].masked else None
     bad = nothing(self, nearest)
     if hidden is None:
         return x, bad
     return x, np.broadcast_to(hidden, x.shape) if bad is None else bad | hidden
+
+
+def _holes(scene: Scene) -> bool:
+    "Are there numbers in its files that mean nothing?"
+    return bool(_numbers(scene)) or any(_limited(scene.bands[i]) for i in scene.present)
 
 
 def _numbers(scene: Scene) -> list:  # (numbers of the bands), as often as there are any
@@ -400,20 +405,36 @@ def _numbers(scene: Scene) -> list:  # (numbers of the bands), as often as there
     ]
 
 
+def _limited(b) -> bool:
+    "Does the file call more numbers invalid than one?"
+    return b.limits is not None or len(b.missing) > 0
+
+
+def _outside(b, x: np.ndarray) -> np.ndarray:
+    "Where numbers leave the limits, or are one more that means nothing."
+    bad = np.isin(x, b.missing)
+    low, high = b.limits or (None, None)
+    bad = bad if low is None else bad | (x < low)
+    return bad if high is None else bad | (x > high)
+
+
 def nothing(
     scene: Scene,  # knows nodata and saturation
     x: np.ndarray,  # numbers of its files (present bands,h,w)
 ):
     "Where numbers of the file mean nothing; None: nowhere."
-    numbers = _numbers(scene)
+    numbers, limited = _numbers(scene), [i for i in scene.present if _limited(scene.bands[i])]
     if (
         np.dtype(scene.dtype).kind in "iu" and numbers
     ):  # mostly there are none, and this is the fastest way to know
         lo, hi = x.min(), x.max()
         numbers = [n for n in numbers if any(v is not None and lo <= v <= hi for v in n)]
-    if not numbers:
+    if not numbers and not limited:
         return None
     bad = np.zeros(x.shape, bool)
+    for i in limited:
+        at = scene.present.index(i)
+        bad[at] = _outside(scene.bands[i], x[at])
     for each in numbers:
         for i, n in enumerate(each):
             if n is not None:
