@@ -51,6 +51,7 @@ def test_the_install_line_comes_first(page):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3700)
 @each
 def test_it_runs_in_an_empty_folder(page, tmp_path):
     start = time.monotonic()
@@ -61,7 +62,7 @@ def test_it_runs_in_an_empty_folder(page, tmp_path):
         env=os.environ | {"MPLBACKEND": "Agg"},
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=3600,
     )
     print(f"{page.stem}: {time.monotonic() - start:.0f} s")
     assert r.returncode == 0, r.stderr[-3000:]

@@ -9,6 +9,7 @@ reader needs (site_polish.py). With Quarto installed, `nbdev_docs` renders the s
 """
 
 import argparse
+import gc
 import json
 import re
 import shutil
@@ -317,7 +318,9 @@ def main():
     )
     args = parser.parse_args()
     if args.what == "site":
-        return print(f"The site is in {site()}")
+        print(f"The site is in {site()}")
+        gc.freeze()  # at the exit each notebook's shell collects garbage: that of a hundred took minutes
+        return
     path, text = ROOT / "README.md", readme()
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return print("README.md is up to date")

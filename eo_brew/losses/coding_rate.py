@@ -18,8 +18,7 @@ from ..core.processes import n_processes, sum_processes
 def coding_rate(
     z: Tensor,  # features (B,D), usually unit rows
     eps: float = 0.05,  # squared precision, > 0; small values weigh small directions more
-    reduce: Callable
-    | None = None,  # sums over processes (`sum_processes`); None: `z` is everything
+    reduce: Callable | None = None,  # sums over processes (`sum_processes`); None: `z` is all
 ) -> Tensor:  # scalar, nats; fp32 (or fp64 when `z` is), also inside autocast
     "Coding rate 1/2 log det(I + D/(B eps) Z'Z) of the rows of `z`."
     if z.ndim != 2:
