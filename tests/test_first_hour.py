@@ -176,6 +176,7 @@ def test_the_hour_in_small(eo, tmp_path, name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_hour(eo, tmp_path, name):
     "Three minutes of training, and fifteen seconds to three minutes of fine-tuning."

@@ -355,6 +355,10 @@ def read_arguments(
     return values
 
 # %% ../../nbs/app/02_arguments.ipynb #8877995b
+#: what a command that takes an encoder says of bands that are not there
+_NEEDED = "The encoder needs them: give a scene that has them, or pretrain one with --bands and those that are there"
+
+
 def option_words(
     text: str,  # a message
     names: list,  # arguments of the command
@@ -364,6 +368,12 @@ def option_words(
         r"Exception occured in `\w+` when calling event `\w+`:\s*", "", text
     )  # fastai's, of each level
     text = re.sub(r"(?:Call )?\bfit\((\d+)\)", r"--epochs \1", text)
+    text = re.sub(r"^\w+=None: ", "", text).replace(
+        "or your own Sensor", "or a .toml file of your own"
+    )
+    if "allow_missing" not in names:
+        rest = "Leave them out of --bands" if "bands" in names else _NEEDED
+        text = text.replace("Leave them out of bands, or pass allow_missing=True", rest)
     for name in names:
         text = re.sub(rf"\bpass {name}=True", f"add {flag(name)}", text)
         text = re.sub(rf"(?<![\w.-]){name}=True\b", flag(name), text)

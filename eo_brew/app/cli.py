@@ -107,6 +107,7 @@ def main(
     warnings.filterwarnings(
         "ignore", ".*torch.jit.script", FutureWarning
     )  # fastai's and timm's business
+    warnings.filterwarnings("ignore", "Your generator is empty")  # nothing is held out: said before
     speak_as(partial(option_words, names=options))
     values = None
     try:

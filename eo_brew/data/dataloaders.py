@@ -110,6 +110,10 @@ def _listed(scenes: list, o: WindowOptions, stride: int, on_error: str) -> Windo
     windows = window_index(scenes, o.size, stride, o.n, o.seed)
     if not o.min_valid:
         return windows
+    if len(windows) > 20_000:
+        warnings.warn(
+            f"{len(windows):,} windows are looked at for valid pixels, which takes a while: min_valid=0 leaves it out"
+        )
     share = valid_share(windows, scenes, on_error)
     if (share >= o.min_valid).any():
         return windows.take(share >= o.min_valid)

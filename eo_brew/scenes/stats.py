@@ -159,6 +159,27 @@ def measured_sensor(
         stats.mean, stats.std
     )
 
+# %% ../../nbs/scenes/09_stats.ipynb #54dbf7b5
+def offset_hint(
+    stats: BandStats,  # of a few windows
+    scene: Scene,  # of which they are
+) -> str:  # a sentence with the remedy in the numbers of the file; '' where the numbers look well
+    "Is an offset of Sentinel-2 still in? Some band has dark pixels nearly everywhere, but for desert, snow and cloud."
+    said = next((f.source for f in scene.facts if f.what == "offset"), "")
+    red = any((b.wavelength or 0) > 600 for b in scene.sensor.bands)  # blue is bright in haze
+    sure = said.startswith(("from MTD", 'by "'))
+    if not scene.sensor.name.startswith("sentinel2") or not red or sure:
+        return ""
+    low, scale = np.nanmin(stats.percentile(2)), scene.sensor.scale
+    if not 0.095 <= low * scale < 0.2:
+        return ""
+    gain, offset = (float(np.ravel(v)[0]) for v in (scene.gain, scene.offset))
+    added = 0.1 / scale / gain
+    return (
+        f"the 2nd percentile of every band is {low:.5g} or more: was {added:g} added to the numbers, as in "
+        f"Sentinel-2 products since 2022? Then pass offset={offset - added:g}"
+    )
+
 # %% ../../nbs/scenes/09_stats.ipynb #da44920c
 def problems(
     stats: BandStats,  # of a few windows
@@ -223,29 +244,6 @@ def _radar_problems(stats, sensor, seen):
     if sensor.decibel == "stored" and stats.min[seen].min() >= 0:
         return ["no value is below 0 dB: linear power? Then sensor='sentinel1_grd'"]
     return []
-
-
-def offset_hint(
-    stats: BandStats,  # of a few windows
-    scene: Scene,  # of which they are
-) -> str:  # a sentence with the remedy in the numbers of the file; '' where the numbers look well
-    "Is an offset of Sentinel-2 still in? Some band has dark pixels nearly everywhere, but for desert, snow and cloud."
-    says = next((f.source for f in scene.facts if f.what == "offset"), "")
-    red = any((b.wavelength or 0) > 600 for b in scene.sensor.bands)  # blue alone is bright in haze
-    if (
-        not scene.sensor.name.startswith("sentinel2")
-        or not red
-        or says.startswith(("from MTD", 'by "'))
-    ):
-        return ""
-    low, scale = np.nanmin(stats.percentile(2)), scene.sensor.scale
-    if not 0.095 <= low * scale < 0.2:
-        return ""
-    gain, offset = (float(np.ravel(v)[0]) for v in (scene.gain, scene.offset))
-    return (
-        f"the 2nd percentile of every band is {low:.5g} or more: was {0.1 / scale / gain:g} added to the numbers, as in "
-        f"Sentinel-2 products since 2022? Then pass offset={offset - 0.1 / scale / gain:g}"
-    )
 
 
 def check_values(
