@@ -16,6 +16,38 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+# %% ../../nbs/core/03_files.ipynb #5012024f
+def is_alive(
+    pid: int,  # of a process on this machine
+) -> bool:
+    "Is there such a process?"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
+
+
+def clear_dead(
+    path,  # as for `atomic_write`
+):
+    "Remove what killed processes were writing in the place of `path`."
+    path = Path(path)
+    start = f".{path.name}."
+    for p in path.parent.glob(f".{glob_escape(path.name)}.*.part"):
+        number = p.name[len(start) : -len(".part")]
+        if number.isdigit() and not is_alive(int(number)):
+            shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
+
+
+def glob_escape(
+    name: str,  # of a file
+) -> str:
+    "A name as a pattern that matches itself only."
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
 # %% ../../nbs/core/03_files.ipynb #9a0ab273
 class NotWritten(ValueError):
     "A file could not be written; what stood there before is as it was."
@@ -57,6 +89,7 @@ def atomic_write(
             f"path={str(path)!r}: the folder {str(path.parent)!r} does not exist, make it first"
         )
     private = path.with_name(f".{path.name}.{os.getpid()}.part")
+    clear_dead(path)
     try:
         private.mkdir()
         yield private / path.name
@@ -69,38 +102,6 @@ def atomic_write(
         ) from e
     finally:
         shutil.rmtree(private, ignore_errors=True)
-
-# %% ../../nbs/core/03_files.ipynb #5012024f
-def is_alive(
-    pid: int,  # of a process on this machine
-) -> bool:
-    "Is there such a process?"
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # somebody else's
-    return True
-
-
-def clear_dead(
-    path,  # as for `atomic_write`
-):
-    "Remove what killed processes were writing in the place of `path`."
-    path = Path(path)
-    start = f".{path.name}."
-    for p in path.parent.glob(f".{glob_escape(path.name)}.*.part"):
-        number = p.name[len(start) : -len(".part")]
-        if number.isdigit() and not is_alive(int(number)):
-            shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
-
-
-def glob_escape(
-    name: str,  # of a file
-) -> str:
-    "A name as a pattern that matches itself only."
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 # %% ../../nbs/core/03_files.ipynb #22e5e963
 def check_new(

@@ -22,7 +22,7 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from ..core.checks import check_name
-from ..core.files import NotWritten, atomic_write, clear_dead
+from ..core.files import NotWritten, atomic_write
 
 # %% ../../nbs/maps/02_write.ipynb #187fb8eb
 _NODATA = dict(uint8=255, int8=-128, int16=-32768, float32=float("nan"), float16=float("nan"))
@@ -200,7 +200,6 @@ def write_cog(
     path, dtype, half = Path(path), spec.packing.dtype, {}
     if dtype == "float16":
         dtype, half = "float32", dict(nbits=16)  # how GeoTIFF stores half floats; read as float32
-    clear_dead(path)
     cog = dict(compress="deflate", blocksize=512, bigtiff="IF_SAFER", **half)
     # GDAL 3.12 has a type for half floats, but no predictor of floating point for it
     predictor = "NO" if dtype == "uint8" else "STANDARD" if half else "YES"
@@ -261,7 +260,6 @@ def write_zarr(
     except ImportError as e:
         raise ValueError('zarr is not installed: pip install "eo_brew[zarr]"') from e
     path = Path(path)
-    clear_dead(path)
     try:
         with atomic_write(path) as aside:
             root = zarr.open_group(str(aside), mode="w", zarr_format=2)
