@@ -1,6 +1,7 @@
 """The house rules of CONTRIBUTING.md that a program can check."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -411,3 +412,25 @@ def test_the_package_needs_no_nbdev():
 )
 def test_docments_are_read(src, names):
     assert undocumented(parse(src).body[0], src) == names
+
+
+def _shown_imports():
+    "What code in prose imports from the package: page, module, names."
+    pages = [
+        (p, c.source) for p in notebooks() for c in read_nb(p).cells if c.cell_type == "markdown"
+    ]
+    files = [*NBS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    pages += [(p, p.read_text()) for p in files]
+    for page, text in pages:
+        for block in re.findall(r"```python\n(.*?)```", text, re.S):
+            found = re.findall(r"^\s*from (eo_brew[\w.]*) import ([\w, ]+)", block, re.M)
+            for module, names in found:
+                yield page.name, module, [n.split(" as ")[0].strip() for n in names.split(",")]
+
+
+def test_imports_shown_in_prose_exist():
+    shown = list(_shown_imports())
+    assert len(shown) > 5
+    known = {m: importlib.import_module(m) for _, m, _ in shown}
+    lost = [(p, m, n) for p, m, names in shown for n in names if not hasattr(known[m], n)]
+    assert not lost, lost
