@@ -825,6 +825,19 @@ def test_second_looks_across_the_antimeridian(tmp_path, first, second):
     assert np.abs(x[0][ok] - want[ok].astype(float)).mean() < 12  # bilinear here, nearest there
 
 
+@pytest.mark.parametrize("turn", [360, -360])
+def test_second_looks_in_degrees_of_another_turn(tmp_path, turn):
+    "-70 degrees of one file are 290 of another."
+    west = Affine(1e-4, 0, -70 if turn > 0 else 290, 0, -1e-4, -10)
+    rows = np.arange(256 * 256).reshape(256, 256) % 199
+    a = open_scenes(_flat(tmp_path / "a.tif", rows, crs=4326, transform=west), OWN)
+    far = Affine(1e-4, 0, west.c + turn, 0, -1e-4, -10)
+    b = _flat(tmp_path / "b.tif", rows, crs=4326, transform=far)
+    m = open_modality("b", dict(path=b, sensor=OWN, size=64), a)
+    x, ok = m.read(0, a[0], (64, 64, 64, 64))
+    assert ok.all() and np.abs(x[0] - rows[64:128, 64:128]).max() < 1e-3
+
+
 def test_labels_of_another_crs_are_not_accepted_by_equal_numbers(tmp_path):
     scene = open_scenes(
         _flat(tmp_path / "a.tif", np.arange(65536).reshape(256, 256) % 200 + 1), OWN
