@@ -256,7 +256,9 @@ def run_predict(
         if picture:
             _draw_map(file, picture)
     megabytes = sum(f.stat().st_size for f in (file.rglob("*") if file.is_dir() else [file])) / 1e6
-    print(f"{file}  ({megabytes:.1f} MB; opens in QGIS, or rasterio.open)")
+    opens = {".csv": "", ".geojson": "; opens in QGIS"}
+    opens = opens.get(file.suffix, "; opens in QGIS, or rasterio.open")
+    print(f"{file}  ({megabytes:.1f} MB{opens})")
 
 # %% ../../nbs/app/04_use_commands.ipynb #666fbecf
 def _export_files(out, push):

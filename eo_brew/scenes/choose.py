@@ -401,11 +401,12 @@ def check_alike(
             f"{first}: ask for those they share with bands=[...], or pass allow_missing=True"
         )
     by_gsd = {f"{s.gsd:.3g}": s for s in scenes if s.crs and _projected(s.crs)}
-    if len(by_gsd) > 1:
+    sizes = [s.gsd for s in by_gsd.values()]
+    if sizes and max(sizes) > 1.02 * min(sizes):  # less is the rounding of a grid
         warnings.warn(
             f"scenes differ in GSD, so a patch of one covers more ground than one of another: "
-            f"{', '.join(f'{g} m {Path(s.name).name}' for g, s in list(by_gsd.items())[:5])}. gsd=... (--gsd) reads "
-            "all at one"
+            f"{', '.join(f'{g} m {Path(s.name).name}' for g, s in list(by_gsd.items())[:5])}. With gsd=... all are "
+            "read at one"
         )
 
 
