@@ -128,6 +128,8 @@ def test_catalogue_of_folders(catalogue, tmp_path):
     assert open_scene(tmp_path / "root" / "catalog.json", datetime="2017-06").name == "tile_400"
     with pytest.raises(ValueError, match="lists 2 scenes, .*narrow it with bbox"):
         open_scene(tmp_path / "root" / "catalog.json")
+    with pytest.raises(ValueError, match="is for items of a catalogue"):
+        open_scene(catalogue.parent / "tile_0" / "B02.tif", "sentinel2_l1c", sign=sign)
 
 
 SECRET = "sig=open-sesame-4711"

@@ -126,6 +126,7 @@ def _raster_files(path) -> list:
         unknown = [n for n in names if n not in others + archives][:5]
         left += f"; if one of {unknown} is a raster, give its own path" if unknown else ""
         left += f"; of archives give the names, in a list: {archives}" if archives else ""
+        left += "; of a STAC API name collections=[...]" * ("://" in os.fspath(path))
         if any(
             os.path.exists(os.path.join(path, n)) or n in names for n in (".zgroup", "zarr.json")
         ):
@@ -281,6 +282,8 @@ def open_scene(
         others = dict(variable=variable, layout=layout)
         scene = _item(path, given, bands, allow_missing, sign, mask, others)
         return cut_scene(scene, speckle, gsd, bbox)
+    if sign is not None:
+        raise ValueError(f"sign={sign!r} is for items of a catalogue, path={str(path)!r} is none")
     path = scene_path(path)
     given, own = _arguments(path, given), bands
     bands = _told_bands(path, own)
