@@ -12,7 +12,6 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
-import pystac
 import pytest
 import rasterio
 from affine import Affine
@@ -21,10 +20,12 @@ from servers import serving
 
 from eo_brew.app.cli import main
 from eo_brew.data.dataloaders import eo_dataloaders
+from eo_brew.scenes.catalogues import read_items
 from eo_brew.scenes.open import open_scene, open_scenes, sample_scene
 from eo_brew.scenes.scene import read_window
 from eo_brew.scenes.windows import scene_date
 
+pystac = pytest.importorskip("pystac")  # the extra stac
 BANDS = {"blue": "B02", "green": "B03", "red": "B04", "nir": "B08"}
 DATES = {
     "2017-02-16": (0, 0),
@@ -93,7 +94,7 @@ def test_catalogue_is_read_like_its_files(catalogue):
     assert any("from the item's asset red" in str(f) for f in scenes[0].facts)
 
 
-def test_over_http_only_what_is_wanted(catalogue, served, tmp_path):
+def test_over_http(catalogue, served):
     url = f"{served}/stac/items.json"
     (scene,) = open_scenes(url, datetime="2017-06")
     assert scene.bands[0].file.startswith("/vsicurl/http://")
@@ -107,9 +108,16 @@ def test_box_crops_and_leaves_out(catalogue):
     w, s, e, n = degrees(transform, crs)
     box = (w, (s + n) / 2, (w + e) / 2, n)
     (scene,) = open_scenes(catalogue, bbox=box)
-    assert scene.name == "tile_0" and max(scene.shape) < 0.6 * SIDE
+    assert scene.name == "tile_0"
+    sides = rasterio.warp.transform_bounds("EPSG:4326", crs, *box)
+    corners = [~transform @ (a, b) for a in sides[::2] for b in sides[1::2]]
+    (left, right), (top, bottom) = ((min(v), max(v)) for v in zip(*corners))
     col, row = (round(v) for v in ~transform @ (scene.transform.c, scene.transform.f))
     h, w = scene.shape
+    assert (
+        abs(col - max(left, 0)) <= 1 and abs(col + w - right) <= 1
+    )  # a pixel that is touched is kept
+    assert abs(row - max(top, 0)) <= 1 and abs(row + h - bottom) <= 1
     assert np.array_equal(read_window(scene)[0], x[:, row : row + h, col : col + w])
 
 
@@ -155,6 +163,9 @@ def test_signed_urls_are_never_shown(tmp_path, served):
     with pytest.raises(ValueError) as told:
         open_scene(item, sign=lambda url: url + wrong)
     text = "".join(traceback.format_exception(told.value))
+    with pytest.raises(ValueError) as lost:
+        open_scenes(f"{served}/none.json{token}")
+    assert token not in str(lost.value) and "none.json?..." in str(lost.value)
     assert "cannot be opened" in text and wrong not in text and token not in text
 
 
@@ -312,6 +323,17 @@ def test_which_asset_is_which_band(tmp_path):
     many = flat(tmp_path / "many.tif", 1500, 2500)
     item = assets(data=(many, {"bands": [dict(name="B08"), dict(name="B02")]}))
     assert first(item, **zero) == {"B02": 2500, "B08": 1500}
+    assert first(item, bands=dict(B02="data"), **zero) == {"B02": 2500}
+    item = assets(B04=(a, dict(gsd=10)), red_small=(b, {}))  # of unknown size: last
+    assert first(item, **zero) == {"B04": 1500}
+    for odd, said in (
+        (assets(B04=(a, {"eo:bands": [dict(name="B08")]})), "B04 by 'B04', but B08 by 'B08'"),
+        (assets(red=(many, {})), "has 2 bands, the item says 1"),
+        (assets(red=(flat(tmp_path / "named.tif", 7, names=["B08"]), {})), "B04 by the item, but"),
+        (assets(data=(many, {"bands": [dict(name="x"), dict(name="y")]})), "no asset with a band"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            open_scene(odd, **zero)
     twice = assets(red=(a, {}), B04=(b, {}))
     with pytest.raises(ValueError, match="'red' and 'B04' are both B04; say which with bands="):
         open_scene(twice, **zero)
@@ -331,6 +353,22 @@ def test_numbers_of_an_item_are_believed_or_questioned(tmp_path):
     with pytest.raises(ValueError, match="does not say whether 1000 was added"):
         open_scene(item)
     assert first(item, offset=-1000)["B04"] == 2000
+    own = {
+        "bands": [{"name": "B04", "raster:offset": -0.1, "raster:scale": 0.0001}],
+        "raster:offset": 0,
+    }
+    assert first(assets(red=(a, own)))["B04"] == 2000  # the band's own, not the file's
+    for baseline, value in (("02.12", 3000), ("05.09", 2000)):
+        old = assets(red=(a, {}))
+        old.properties["s2:processing_baseline"] = baseline
+        assert first(old)["B04"] == value
+    assert (
+        first(assets(red=(a, {"raster:bands": [dict(scale=None, offset=None)]})), offset=0)["B04"]
+        == 3000
+    )
+    hls = assets(B04=(a, {}))
+    hls.collection_id = "HLSL30_2.0"
+    assert open_scene(hls).offset == 0
     with rasterio.open(a, "r+") as dst:
         dst.scales, dst.offsets = (0.0001,), (0.05,)
     item = assets(red=(a, dict(said)))
@@ -342,6 +380,52 @@ def test_numbers_of_an_item_are_believed_or_questioned(tmp_path):
     assert first(assets(red=(flat(tmp_path / "n.tif", 7), {"nodata": 7})), offset=0) != {
         "B04": 7
     }  # NaN
+
+
+def test_place_and_time_of_items(tmp_path):
+    a = flat(tmp_path / "a.tif", 3000)
+    fiji, long = assets(red=(a, {})), assets(red=(a, {}))
+    fiji.bbox = [179, -17, -179, -16]
+    long.id, long.bbox, long.datetime = "long", [10, 50, 11, 51], None
+    long.common_metadata.start_datetime = datetime(2024, 1, 1)
+    long.common_metadata.end_datetime = datetime(2024, 12, 31)
+    both = [fiji, long]
+    for box in (179.2, -16.9, 179.8, -16.1), (-179.8, -16.9, -179.2, -16.1):
+        assert [i.id for i in read_items(both, bbox=box)] == ["one"]
+    assert [i.id for i in read_items(both, datetime="2024-06")] == ["long"]
+    assert len(read_items(both, collections="sentinel-2-l2a")) == 2
+    with pytest.raises(ValueError, match="lists no item with collections='l2a'"):
+        read_items(both, collections="l2a")
+
+
+def test_one_bad_item_is_left_out(catalogue, tmp_path):
+    listed = json.loads(catalogue.read_text())
+    listed["features"][0]["assets"]["red"]["href"] = "./nowhere.tif"
+    catalogue.write_text(json.dumps(listed))
+    with pytest.warns(UserWarning, match="1 scenes left out.*nowhere.tif"):
+        assert [s.name for s in open_scenes(catalogue, on_error="skip")] == ["tile_400"]
+    with pytest.raises(
+        ValueError, match=r"lies at \(12.*shows none of it|lists no item.*west, south, east, north"
+    ):
+        open_scenes(catalogue, bbox=(52.1, 12.4, 52.9, 12.9))
+
+
+def test_two_catalogues_and_their_store(catalogue, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, day in (one, "2017-02-16"), (other, "2017-06-01"):
+        item = item_of(folder, day)
+        (folder / "items.json").write_text(
+            json.dumps(dict(type="FeatureCollection", features=[item]))
+        )
+    paths = [str(f / "items.json") for f in (one, other)]
+    assert [s.name for s in open_scenes(paths)] == ["tile_0", "tile_400"]
+
+
+def test_a_store_of_one_query_is_not_that_of_another(catalogue, served, tmp_path):
+    url, few = f"{served}/stac/items.json", dict(size=64, bs=4, store=tmp_path / "packed")
+    eo_dataloaders(url, datetime="2017-02", **few)
+    with pytest.raises(ValueError, match="was made of something else"):
+        eo_dataloaders(url, datetime="2017-06", **few)
 
 
 def test_mask_of_an_item(tmp_path):

@@ -408,7 +408,7 @@ def test_names_of_classes_that_cannot_be_read(tmp_path):
 
 def collection(path, rows, crs="EPSG:32633", encoding="utf-8"):
     square = [[300000, 5799700], [300160, 5799700], [300160, 5800000], [300000, 5799700]]
-    shape = lambda g: dict(type="Polygon", coordinates=[square]) if g else g
+    shape = lambda g: dict(type="Polygon", coordinates=[square]) if g == 1 else g or None
     rows = [dict(type="Feature", geometry=shape(g), properties=dict(label=v)) for g, v in rows]
     d = dict(type="FeatureCollection", features=rows)
     d["crs"] = crs and dict(type="name", properties=dict(name=crs))
@@ -422,7 +422,7 @@ def test_polygons_as_people_have_them(tmp_path):
     names = lambda *a, **kw: labelled(tmp_path, collection(p, *a, **kw)).names
     assert names([(1, "a")], encoding="utf-8-sig") == ("a",)
     empty = dict(type="Polygon", coordinates=[])
-    assert names([(1, 1.0), (1, 2.0), (None, 3.0), (empty and 0, 4.0), (1, float("nan"))]) == (
+    assert names([(1, 1.0), (1, 2.0), (None, 3.0), (empty, 4.0), (1, float("nan"))]) == (
         "1",
         "2",
     )

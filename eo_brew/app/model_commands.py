@@ -44,6 +44,14 @@ def _check_finetune(encoder, scenes, labels, task, after, dtm, out, overwrite):
     check_made_here(out)
 
 # %% ../../nbs/app/04_model_commands.ipynb #19e3a635
+def _check_dates(after, reading: dict):
+    "ValueError where one search would find the scenes of both dates."
+    if after and (asked := {"datetime", "collections"} & reading.keys()):
+        raise ValueError(
+            f"{', '.join(sorted(asked))} would count for both dates: give two files of a catalogue, one a date"
+        )
+
+
 def _own_scenes(paths, encoder, modality, any_gsd=False, placed=True, **reading) -> list:
     "Scenes with the bands and statistics of the encoder, in its units."
     from eo_brew.maps.models import check_units, fit_scene, own_bands
@@ -103,6 +111,7 @@ def _finetune(
         modality or next(iter(encoder.modalities)), encoder.modalities, "modality"
     )
     placed = task != "classification"
+    _check_dates(after, reading)
     found = _own_scenes(scenes, encoder, modality, placed=placed, **reading)
     size = options.pop("size") or window_size(encoder, found)
     options |= dict(size=size, name=modality)
@@ -294,6 +303,7 @@ def predict_model(
         _write_boxes(net, scenes[0], size, out)
         return Path(out)
     seen = {net.modality: scenes[0]}
+    _check_dates(after, given)
     if after:
         later = _own_scenes(after, net.encoder, net.modality, **given)
         seen = dict(zip(net.dates, (scenes[0], later[0])))

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/core/00_checks.ipynb #859bfb7e
 import difflib
+import re
 
 # %% ../../nbs/core/00_checks.ipynb #9f4ee265
 def nearest(
@@ -34,3 +35,13 @@ def check_name(
     if name in list(allowed):
         return name
     raise ValueError(f"{argument}={name!r} is not known. {nearest(name, allowed)}")
+
+# %% ../../nbs/core/00_checks.ipynb #c4ec0002
+_QUERY = re.compile(r"(\w+://[^\s?'\"]+)\?[^\s'\"]+")
+
+
+def without_query(
+    text: str,  # with URLs in it
+) -> str:
+    "The text without what stands behind the `?` of its URLs: keys and signatures."
+    return _QUERY.sub(r"\1?...", text)

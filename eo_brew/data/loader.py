@@ -247,7 +247,9 @@ def _show_raster(ax, y: Tensor, classes):
     "Draw classes as colours of their own, or numbers such as heights as one scale with its ends."
     if y.is_floating_point():
         ax.imshow(y, cmap="viridis", interpolation="nearest")
-        ax.set_title(f"{y[y.isfinite()].min():.3g} to {y[y.isfinite()].max():.3g}", fontsize=8)
+        known = y[y.isfinite()]
+        ends = f"{known.min():.3g} to {known.max():.3g}" if len(known) else "no values"
+        ax.set_title(ends, fontsize=8)
         return
     top = max(len(classes or ()), 2) - 1
     shown = np.ma.masked_equal(y, 255)

@@ -22,6 +22,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 
 from ..scenes.arrays import ArrayScene
+from ..scenes.cut import turned
 from ..scenes.files import glob_files
 from ..scenes.open import open_scenes
 from ..scenes.scene import Scene, checked_read, dn_to_values, handles, nothing, read_window
@@ -36,7 +37,7 @@ def read_ground(
 ) -> tuple:  # values (C,h,w) float32, NaN where nothing was measured; valid (h,w) bool
     "Read the pixels over a rectangle of ground; outside the scene nothing is valid."
     h, w = (size, size) if isinstance(size, int) else size
-    ground = _turned(scene, ground, crs)
+    ground = turned(scene, ground, crs)
     if isinstance(scene, ArrayScene) or not scene.crs:
         return _whole_pixels(scene, ground, crs, (h, w))
     to = dict(
@@ -62,16 +63,6 @@ def _warp(
     ):
         x = v.read()
         return x[:-1], x[-1] != 0
-
-
-def _turned(scene: Scene, ground: tuple, crs: str) -> tuple:
-    "The ground in the turn in which the scene counts its degrees, 0 to 360 or -180 to 180."
-    if not (scene.crs and all(rasterio.CRS.from_wkt(c).is_geographic for c in (scene.crs, crs))):
-        return ground
-    left, _, right, _ = scene.bounds
-    shared = lambda k: min(right, ground[2] + k) - max(left, ground[0] + k)
-    turn = max((0, 360, -360), key=shared)
-    return ground[0] + turn, ground[1], ground[2] + turn, ground[3]
 
 
 def _masked(mask, to: dict, ground: tuple) -> np.ndarray:

@@ -78,12 +78,17 @@ def _digest(what) -> str:
     return hashlib.sha1(json.dumps(what, default=str).encode()).hexdigest()[:16]
 
 
+def _known_as(b: BandFile, parts: int) -> str:
+    "The end of a local file's name, which may move with its folder; all of a remote one, that has no stamp."
+    return "/".join(Path(b.file).parts[-parts:]) if b.stamp else b.file
+
+
 def _reading(s: Scene | None):
     "How the numbers of a scene become values on its grid."
     if s is None:
         return None
     numbers = [s.offset, s.gain, s.nodata, s.saturated, s.resampling]
-    bands = [b and [Path(b.file).name, b.index, b.missing, b.limits] for b in s.bands]
+    bands = [b and [_known_as(b, 1), b.index, b.missing, b.limits] for b in s.bands]
     mask = s.mask and [s.mask.invalid, s.mask.bits, _reading(s.mask.scene)]
     return [numbers, bands, mask, s.shape, tuple(s.transform), s.crs, getattr(s, "layer", 0)]
 
@@ -93,7 +98,7 @@ def _files(scenes: list) -> dict:  # folder/name -> [bytes, time of change]
     scenes = [s for s in scenes if s is not None]
     scenes += [s.mask.scene for s in scenes if s.mask is not None]
     bands = [b for s in scenes for b in s.bands if b is not None]
-    return {"/".join(Path(b.file).parts[-2:]): b.stamp and list(b.stamp) for b in bands}
+    return {_known_as(b, 2): b.stamp and list(b.stamp) for b in bands}
 
 
 def store_facts(

@@ -56,7 +56,8 @@ def scene_files(
 def _read_as(scene):
     "How the numbers of a scene are read."
     mask = scene.mask and [list(scene.mask.invalid), scene.mask.bits]
-    return [scene.offset, scene.gain, scene.nodata, mask, scene.gsd, scene.speckle]
+    place = [*scene.shape, *scene.transform[:6]]
+    return [scene.offset, scene.gain, scene.nodata, mask, scene.gsd, scene.speckle, place]
 
 
 def run_facts(
@@ -66,7 +67,7 @@ def run_facts(
     "What a run must have in common with the one it goes on with."
     train = dls.train_ds
     others = [s for m in getattr(train, "others", []) for s in getattr(m, "scenes", [])]
-    names = ("offset", "gain", "nodata", "mask", "gsd", "speckle")
+    names = ("offset", "gain", "nodata", "mask", "gsd", "speckle", "ground")
     how = dict(zip(names, zip(*map(_read_as, train.scenes))))
     facts = {k: sorted({json.dumps(x) for x in v}) for k, v in how.items()}
     facts |= dict(

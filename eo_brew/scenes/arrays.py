@@ -6,12 +6,14 @@
 __all__ = []
 
 # %% ../../nbs/scenes/05_arrays.ipynb #5ba96faa
+import os
 from dataclasses import dataclass
 
 import numpy as np
 from fastcore.basics import patch
 
 from .containers import Variable, container_kind, one_variable, open_container
+from .files import ARRAY_EXT, in_zarr
 from .scene import Scene, handles, nothing
 
 # %% ../../nbs/scenes/05_arrays.ipynb #8b503c08
@@ -78,6 +80,15 @@ def _is_written(data, place: list, chunks: tuple) -> bool:
     from zarr.core.sync import sync
 
     return sync((data.store_path / data.metadata.encode_chunk_key(tuple(place))).exists())
+
+# %% ../../nbs/scenes/05_arrays.ipynb #a44a0001
+def is_array(
+    path,  # or a `Scene`, which is none
+) -> bool:
+    "Is it the name of a Zarr, netCDF or HDF5 file?"
+    if isinstance(path, Scene):
+        return False
+    return os.fspath(path).rstrip("/").lower().endswith(ARRAY_EXT) or in_zarr(path)
 
 # %% ../../nbs/scenes/05_arrays.ipynb #c0a70016
 @patch

@@ -16,12 +16,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import unquote
 
 import rasterio
 from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
+from ..core.checks import without_query
 from ..core.names import is_quality
 from ..core.sensors import Sensor
 from .facts import Names, listed_names, valid_limits
@@ -42,6 +44,8 @@ _SCHEMES = {
 def gdal_path(path) -> str:
     "The name by which GDAL opens `path`: local files absolute, https:// and the like by its virtual file systems."
     path = os.fspath(path)
+    if path.startswith("file://"):
+        path = unquote(path.removeprefix("file://"))
     for scheme, vsi in _SCHEMES.items():
         if path.startswith(scheme):
             return vsi + path[len(scheme) :]
@@ -74,7 +78,7 @@ def in_zarr(
 
 def scene_path(path):
     "The folder of the product whose metadata file (`MTD_*.xml`, `..._MTL.txt`, `manifest.safe`) is named; else `path`."
-    path = os.fspath(path).removeprefix("file://") if str(path).startswith("file://") else path
+    path = gdal_path(path) if str(path).startswith("file://") else path
     name = os.path.basename(os.fspath(path))
     if re.fullmatch(r"MTD_\w+\.xml|.*_MTL\.(txt|xml|json)|manifest\.safe|INSPIRE\.xml", name, re.I):
         return os.path.dirname(os.fspath(path)) or "."
@@ -106,7 +110,9 @@ def named_errors(
             raise
         known = _no_raster(str(path))
         after = f": {remedy}" if not known.startswith("it is") else ""
-        cause = None if _QUERY.search(str(e)) else e  # a traceback must not show what signs a URL
+        cause = (
+            None if without_query(str(e)) != str(e) else e
+        )  # a traceback must not show what signs a URL
         raise ValueError(
             f"path={str(path)!r} cannot be opened ({known or in_one_line(e)}){after}"
         ) from cause
@@ -140,9 +146,6 @@ def is_own(
     return isinstance(e, ValueError) and name.startswith(("eo_brew", "__main__"))
 
 
-_QUERY = re.compile(r"(\w+://[^\s?'\"]+)\?[^\s'\"]+")
-
-
 def in_one_line(
     e: Exception,  # of a library
 ) -> str:
@@ -152,7 +155,7 @@ def in_one_line(
         if isinstance(e, (RasterioError, OSError, ValueError, RuntimeError))
         else f"{type(e).__name__}: "
     )
-    return kind + " ".join(_QUERY.sub(r"\1?...", str(e.__cause__ or e)).split())
+    return kind + " ".join(without_query(str(e.__cause__ or e)).split())
 
 # %% ../../nbs/scenes/01_files.ipynb #0455a88f
 def _walk(root: str, seen: set):

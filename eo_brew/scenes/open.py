@@ -26,17 +26,26 @@ from ..core.checks import check_name, nearest
 from ..core.files import atomic_write
 from ..core.sensors import Sensor, get_sensor, rgb_from
 from ..core.trust import check_folder
-from .arrays import ArrayScene
+from .arrays import ArrayScene, is_array
 from eo_brew.scenes.catalogues import (
     asset_band,
     as_items,
+    get_sign,
     is_item,
     item_bands,
     item_sensor,
     mask_asset,
     only_item,
 )
-from .cut import MASK_FILES, cut_scene, inside_box, masked_scene, with_mask
+from eo_brew.scenes.cut import (
+    MASK_FILES,
+    check_box,
+    cut_scene,
+    inside_box,
+    masked_scene,
+    shows_none,
+    with_mask,
+)
 from eo_brew.scenes.choose import (
     bands_of_file,
     bands_of_folder,
@@ -50,14 +59,12 @@ from eo_brew.scenes.choose import (
 from .containers import open_container
 from .facts import Fact
 from eo_brew.scenes.files import (
-    ARRAY_EXT,
     RASTER_EXT,
     band_files,
     file_stamp,
     gdal_env,
     gdal_path,
     group_bands,
-    in_zarr,
     is_folder,
     list_files,
     list_rasters,
@@ -200,20 +207,13 @@ def _item(item, given: dict, bands, allow_missing: bool, sign, mask, others: dic
     scene = _described(item.id, found, facts, sensor, given, bands, allow_missing, listed)
     if mask is None:
         return scene
+    if not isinstance(mask, str):
+        return masked_scene(scene, mask, item.id)
     asset = mask_asset(item, MASK_FILES[check_name(mask, list(MASK_FILES), "mask of an item")])
     b = asset_band(item, asset, sign)
     return with_mask(scene, [b], b.file, MASKS[mask], f"from the item's asset {asset.key}")
 
 # %% ../../nbs/scenes/07_open.ipynb #09e70012
-def is_array(
-    path,  # or a `Scene`, which is none
-) -> bool:
-    "Is it the name of a Zarr, netCDF or HDF5 file?"
-    if isinstance(path, Scene):
-        return False
-    return os.fspath(path).rstrip("/").lower().endswith(ARRAY_EXT) or in_zarr(path)
-
-
 def _arrays(path, given: dict, bands, variable, layout, allow_missing: bool, others: dict) -> list:
     "All scenes of an array file."
     if others := {k: v for k, v in others.items() if v is not None}:
@@ -277,13 +277,16 @@ def open_scene(
     given = dict(
         sensor=sensor, offset=offset, nodata=nodata, gain=gain, crs=crs, saturated=saturated
     )
+    bbox = None if bbox is None else check_box(bbox)
     search = dict(bbox=bbox, datetime=datetime, collections=collections)
     if is_item(path := only_item(path, search)):
         others = dict(variable=variable, layout=layout)
-        scene = _item(path, given, bands, allow_missing, sign, mask, others)
+        scene = _item(path, given, bands, allow_missing, get_sign(sign), mask, others)
         return cut_scene(scene, speckle, gsd, bbox)
     if sign is not None:
-        raise ValueError(f"sign={sign!r} is for items of a catalogue, path={str(path)!r} is none")
+        raise ValueError(
+            f"sign={getattr(sign, '__name__', sign)!s} is for items of a catalogue, path={str(path)!r} is none"
+        )
     path = scene_path(path)
     given, own = _arguments(path, given), bands
     bands = _told_bands(path, own)
@@ -315,20 +318,18 @@ def open_scenes(
     "Open every scene below `path`, all with the same bands."
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r} must be 'raise' or 'skip'")
+    bbox = None if bbox is None else check_box(bbox)
+    kwargs = kwargs if "sign" not in kwargs else kwargs | dict(sign=get_sign(kwargs["sign"]))
     paths = as_items(path, dict(bbox=bbox, datetime=datetime, collections=collections))
     if not paths:
         raise ValueError("path=[] is an empty list: give at least one scene")
-    scenes, lost = [], []
+    scenes, lost, elsewhere = [], [], []
     with gdal_env("" if "://" in str(paths[0]) else "/"):  # one for all
-        for opened in _each(paths, sensor, bands, kwargs, on_error):
+        for opened in _each(paths, sensor, bands, kwargs, on_error, bbox, elsewhere):
             if isinstance(opened, str):
                 lost.append(opened)
             else:
                 scenes += opened
-    if bbox is not None and scenes:
-        scenes = [inside for s in scenes if (inside := inside_box(s, bbox))]
-        if not scenes:
-            raise ValueError(f"bbox={bbox}: no scene of {path!r} shows any of it")
     if on_error == "skip":
         odd = odd_bands(scenes)
         lost += [f"{s.name} {o}" for s, o in zip(scenes, odd) if o]
@@ -336,21 +337,23 @@ def open_scenes(
     if lost:
         warnings.warn(f"{len(lost)} scenes left out: " + "; ".join(lost[:5]))
     if not scenes:
-        raise ValueError(_nothing_opened(path, paths, lost))
+        raise ValueError(_nothing_opened(path, paths, lost, elsewhere))
     if sensor is None:
         check_sensors(scenes)
     check_alike(scenes)
     return scenes
 
 
-def _each(paths: list, sensor, bands, kwargs: dict, on_error: str):
+def _each(paths: list, sensor, bands, kwargs: dict, on_error: str, bbox, elsewhere: list):
     "The scenes of each path, or what is wrong with it; what lies far away several at a time."
 
     def opened(p):
-        if isinstance(p, Scene):
-            return [p]
         try:
-            return _open_any(p, sensor, bands, kwargs)
+            scenes = [p] if isinstance(p, Scene) else _open_any(p, sensor, bands, kwargs)
+            inside = scenes if bbox is None else [inside_box(s, bbox) for s in scenes]
+            if None in inside:
+                elsewhere.append(shows_none(bbox, scenes[inside.index(None)]))
+            return [s for s in inside if s]
         except ValueError as e:
             if on_error == "raise":
                 raise
@@ -364,7 +367,9 @@ def _each(paths: list, sensor, bands, kwargs: dict, on_error: str):
         yield from pool.map(opened, found)
 
 
-def _nothing_opened(path, paths: list, lost: list) -> str:
+def _nothing_opened(path, paths: list, lost: list, elsewhere: list) -> str:
+    if elsewhere and not lost:
+        return elsewhere[0] + f"; nor does one of {len(elsewhere) - 1} more" * (len(elsewhere) > 1)
     if lost:
         return f"path={str(path)!r}: no scene could be opened: {lost[:3]}"
     maps = [Path(f).name for p in paths if is_folder(p) for f in list_rasters(p)][:3]
