@@ -92,6 +92,8 @@ OnError = Literal["raise", "skip"]
 Speckle = Literal["lee", "median"]
 Dates = Literal["views"]
 Precision = Literal["auto", "bf16", "fp32"]
+#: west south east north, in degrees
+Box = tuple[float, float, float, float]
 Dtype = Literal["float32", "float16", "int16", "int8"]
 
 
@@ -105,9 +107,7 @@ def reading(
     variable: str = None,  # of a netCDF, HDF5 or Zarr file that has several
     layout: str = None,  # order of the axes of an array that does not name them, e.g. nyxc
     speckle: Speckle = None,  # filter of radar images
-    bbox: tuple[
-        float, float, float, float
-    ] = None,  # west south east north in degrees: only this ground
+    bbox: Box = None,  # west south east north in degrees: only this ground
     datetime: str = None,  # of a catalogue: a day or a range, e.g. 2024-06-01/2024-08-31
     collections: list[str] = None,  # of a catalogue; with them a URL is that of an API
     sign: str = None,  # of a catalogue: function that signs URLs, as module:function

@@ -48,7 +48,8 @@ def _describe(path, sensor, bands, reading):
         found = survey_scenes(path, sensor, bands, progress=True, **reading)
         each = [r.found for r in found.rows if r.found]
     else:
-        each = [found := describe_raster(path, sensor, bands, **reading)]
+        found = describe_raster(path, sensor, bands, **reading)
+        each = [found]
     for d in each:
         d.warnings = [in_words(w) for w in d.warnings]
     return found

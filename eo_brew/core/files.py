@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/core/03_files.ipynb #5293bdb2
+import glob
 import json
 import os
 import shutil
@@ -36,17 +37,10 @@ def clear_dead(
     "Remove what killed processes were writing in the place of `path`."
     path = Path(path)
     start = f".{path.name}."
-    for p in path.parent.glob(f".{glob_escape(path.name)}.*.part"):
+    for p in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         number = p.name[len(start) : -len(".part")]
         if number.isdigit() and not is_alive(int(number)):
             shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
-
-
-def glob_escape(
-    name: str,  # of a file
-) -> str:
-    "A name as a pattern that matches itself only."
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 # %% ../../nbs/core/03_files.ipynb #9a0ab273
 class NotWritten(ValueError):

@@ -73,7 +73,7 @@ def _class(value, path, column: str):
         )
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
-
+# %% ../../nbs/data/03_polygons.ipynb #05f23fc2
 def _class_column(path, rows: list, column) -> str:
     "The name of the column that holds the classes."
     have = list(dict.fromkeys(k for r in rows for k in r))

@@ -72,9 +72,8 @@ def _is_written(data, place: list, chunks: tuple) -> bool:
             data.id.get_chunk_info_by_coord(tuple(i * c for i, c in zip(place, chunks))).byte_offset
             is not None
         )
-    if getattr(
-        data, "shards", None
-    ):  # it has no name of its own: what is all fill value is not stored
+    if getattr(data, "shards", None):
+        # it has no name of its own: what is all fill value is not stored
         whole = data[tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, chunks))]
         return bool((whole != data.fill_value).any())
     from zarr.core.sync import sync
@@ -100,9 +99,8 @@ def raw(
 ) -> tuple:
     "Values (present bands,h,w), and where they mean nothing."
     have = [self.bands[i] for i in self.present]
-    left, top = (
-        round(v) for v in ~have[0].transform @ (self.transform.c, self.transform.f)
-    )  # where the scene begins
+    corner = ~have[0].transform @ (self.transform.c, self.transform.f)  # of the scene
+    left, top = (round(v) for v in corner)
     rows, cols = (slice(s.start + at, s.stop + at) for s, at in zip(window.toslices(), (top, left)))
     got, gone = {}, {}
     with handles(have[0].file, open_container, have[0].stamp) as src:

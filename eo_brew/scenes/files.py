@@ -110,9 +110,8 @@ def named_errors(
             raise
         known = _no_raster(str(path))
         after = f": {remedy}" if not known.startswith("it is") else ""
-        cause = (
-            None if without_query(str(e)) != str(e) else e
-        )  # a traceback must not show what signs a URL
+        # a traceback must not show what signs a URL
+        cause = None if without_query(str(e)) != str(e) else e
         raise ValueError(
             f"path={str(path)!r} cannot be opened ({known or in_one_line(e)}){after}"
         ) from cause
@@ -413,14 +412,13 @@ class BandFile:
     missing: tuple = ()  # more numbers that mean nothing
     limits: tuple | None = None  # least and greatest number that means something
     layout: str = ""  # order of the axes of an array, e.g. 'ncyx'
-    sign: object = field(
-        default=None, compare=False, repr=False
-    )  # makes the name of a remote file one that opens now
+    # () -> the name by which a remote file opens now
+    sign: object = field(default=None, compare=False, repr=False)
 
     @property
     def source(self) -> str:
         "The name by which GDAL opens the file now."
-        return self.sign(self.file) if self.sign else self.file
+        return self.sign() if self.sign else self.file
 
 
 GDAL_TYPES = dict(
@@ -560,7 +558,7 @@ def _headers(path: str, stamp, sign=None) -> list:
     with named_errors(path), gdal_env(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         opened = DatasetReader if stamp else rasterio.open  # a local file needs no credentials
-        with opened(sign(path) if sign else path) as src:
+        with opened(sign() if sign else path) as src:
             _check_layers(src, path)
             _check_place(src, path)
             return _bands(src, path, stamp)

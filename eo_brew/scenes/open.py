@@ -28,7 +28,7 @@ from ..core.sensors import Sensor, get_sensor, rgb_from
 from ..core.trust import check_folder
 from .arrays import ArrayScene, is_array
 from eo_brew.scenes.catalogues import (
-    asset_band,
+    asset_bands,
     as_items,
     get_sign,
     is_item,
@@ -210,8 +210,8 @@ def _item(item, given: dict, bands, allow_missing: bool, sign, mask, others: dic
     if not isinstance(mask, str):
         return masked_scene(scene, mask, item.id)
     asset = mask_asset(item, MASK_FILES[check_name(mask, list(MASK_FILES), "mask of an item")])
-    b = asset_band(item, asset, sign)
-    return with_mask(scene, [b], b.file, MASKS[mask], f"from the item's asset {asset.key}")
+    found = asset_bands(item, asset, sign)
+    return with_mask(scene, found, found[0].file, MASKS[mask], f"from the item's asset {asset.key}")
 
 # %% ../../nbs/scenes/07_open.ipynb #09e70012
 def _arrays(path, given: dict, bands, variable, layout, allow_missing: bool, others: dict) -> list:
@@ -323,13 +323,9 @@ def open_scenes(
     paths = as_items(path, dict(bbox=bbox, datetime=datetime, collections=collections))
     if not paths:
         raise ValueError("path=[] is an empty list: give at least one scene")
-    scenes, lost, elsewhere = [], [], []
     with gdal_env("" if "://" in str(paths[0]) else "/"):  # one for all
-        for opened in _each(paths, sensor, bands, kwargs, on_error, bbox, elsewhere):
-            if isinstance(opened, str):
-                lost.append(opened)
-            else:
-                scenes += opened
+        each = list(_each(paths, sensor, bands, kwargs, on_error, bbox))
+    scenes, lost, elsewhere = ([x for found in each for x in found[k]] for k in range(3))
     if on_error == "skip":
         odd = odd_bands(scenes)
         lost += [f"{s.name} {o}" for s, o in zip(scenes, odd) if o]
@@ -344,20 +340,19 @@ def open_scenes(
     return scenes
 
 
-def _each(paths: list, sensor, bands, kwargs: dict, on_error: str, bbox, elsewhere: list):
-    "The scenes of each path, or what is wrong with it; what lies far away several at a time."
+def _each(paths: list, sensor, bands, kwargs: dict, on_error: str, bbox):
+    "Scenes, faults, and remarks on what lies outside the box, of each path; what is far away several at a time."
 
     def opened(p):
         try:
             scenes = [p] if isinstance(p, Scene) else _open_any(p, sensor, bands, kwargs)
             inside = scenes if bbox is None else [inside_box(s, bbox) for s in scenes]
-            if None in inside:
-                elsewhere.append(shows_none(bbox, scenes[inside.index(None)]))
-            return [s for s in inside if s]
+            outside = [s for s, cut in zip(scenes, inside) if not cut]
+            return [s for s in inside if s], [], [shows_none(bbox, s) for s in outside]
         except ValueError as e:
             if on_error == "raise":
                 raise
-            return str(e)
+            return [], [str(e)], []
 
     found = (q for p in paths for q in _found(p, sensor))
     if not any(map(is_item, paths)):
