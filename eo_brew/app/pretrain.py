@@ -12,7 +12,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastai.torch_core import default_device, rank_distrib, set_seed
+from fastai.torch_core import default_device, num_distrib, rank_distrib, set_seed
 
 from .demo import StopAfter, new_folder
 from ..core.files import check_new, no_empty_folder, one_writer
@@ -187,13 +187,18 @@ def _own(a):
     return dict(arch=a["arch"], vfm=vfm, views=_views(a["views"], a["method"]))
 
 
+def _steps_an_epoch(dls) -> int:
+    "Of all processes together, which share each batch's place in an epoch."
+    return max(1, len(dls.train) // max(1, num_distrib()))
+
+
 def _plan(a):
     "Loaders, epochs and options of the learner; what makes the run the same is known from them."
     set_seed(a["seed"])
     dls = _loaders(a)
     if not rank_distrib():
         print(summary(dls))
-    epochs = math.ceil(a["steps"] / len(dls.train)) if a["steps"] else a["epochs"]
+    epochs = math.ceil(a["steps"] / _steps_an_epoch(dls)) if a["steps"] else a["epochs"]
     options = a["kwargs"] | {k: v for k, v in _own(a).items() if v is not None}
     if a["vfm"] == "none":
         options["vfm"] = None
@@ -209,7 +214,7 @@ def _facts(a, dls, epochs, options):
 
 def _learner(a, dls, epochs, options):
     "The learner of a run, in the precision that was asked for."
-    steps = a["steps"] or epochs * len(dls.train)
+    steps = a["steps"] or epochs * _steps_an_epoch(dls)
     learn = get_method(a["method"]).create(dls, a["preset"], steps, **options)
     return learn.to_precision(a["precision"])
 

@@ -181,6 +181,10 @@ def run_pretrain(
             done = pretrain(scenes, out, **given, **more)
             if dry_run:
                 return say(done, done.to_dict())
+            from fastai.torch_core import rank_distrib
+
+            if rank_distrib():  # of several processes the first one speaks
+                return
             load = "from eo_brew.weights.save import load_encoder; encoder = load_encoder"
             say(f"\n{done}\nload it: {load}('{done}')", dict(encoder=done))
 
