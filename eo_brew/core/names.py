@@ -57,7 +57,7 @@ def _spellings(bands: tuple) -> list:  # of {key: band's name, or None if it cou
                 rank[key] = None if key in rank else b.name
     return ranks
 
-
+# %% ../../nbs/core/00_names.ipynb #b5441629
 @lru_cache(256)
 def _others(bands: tuple) -> dict:  # {key: None}
     "The keys of bands that a sensor does not have, if it calls its own as the field does."

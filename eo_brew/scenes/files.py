@@ -489,7 +489,7 @@ def _bands(src, path: str, stamp) -> list:  # of BandFile
         for i, its in zip(src.indexes, zip(*each.values()))
     ]
 
-
+# %% ../../nbs/scenes/01_files.ipynb #2ee5138a
 def _check_layers(src, path: str):
     "What is not read must not be left out in silence: pages, subdatasets, a mask of each band."
     if src.subdatasets:

@@ -395,7 +395,7 @@ def _holes(scene: Scene) -> bool:
     "Are there numbers in its files that mean nothing?"
     return bool(_numbers(scene)) or any(_limited(scene.bands[i]) for i in scene.present)
 
-
+# %% ../../nbs/scenes/03_scene.ipynb #81f4fef1
 def _numbers(scene: Scene) -> list:  # (numbers of the bands), as often as there are any
     "What means nothing: nodata and saturation."
     return [
