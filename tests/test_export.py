@@ -93,10 +93,11 @@ def output_texts(nb):  # text of every stored output
 
 @pytest.mark.parametrize("nb", notebooks(), ids=nb_id)
 def test_outputs_tell_nothing_of_a_machine(nb):
-    "No path, address or error of the machine where the notebook last ran."
+    "No path, address, progress bar or error of the machine where the notebook last ran."
     for src, text in output_texts(nb):
         found = TRACES.search(text)
         assert not found, f"{found[0]!r} in the output of\n{src}"
+        assert "\r" not in text, f"a progress bar is stored with\n{src}"
     errors = [
         c.source
         for c in read_nb(nb).cells
