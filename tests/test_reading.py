@@ -14,6 +14,8 @@ from fastai.data.load import SkipItemException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rasters import spoil_tile
+
 from eo_brew.app.cli import main
 from eo_brew.core.sensors import Sensor
 from eo_brew.data.dataloaders import eo_dataloaders
@@ -580,11 +582,7 @@ def with_a_bad_tile(tmp_path):
     "One GeoTIFF of 4 x 4 tiles, one of which holds nonsense."
     x = np.random.default_rng(0).integers(1, 3000, (1, 256, 256)).astype("uint16")
     p = tif(tmp_path / "t.tif", x, tiled=True, blockxsize=64, blockysize=64, compress="deflate")
-    with rasterio.open(p) as src:
-        at = int(src.get_tag_item("BLOCK_OFFSET_2_1", "TIFF", bidx=1))
-    with open(p, "r+b") as f:
-        f.seek(at)
-        f.write(b"\xff" * 60)
+    spoil_tile(p, 2, 1)
     return p, x
 
 

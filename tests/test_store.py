@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from processes import on_two
+from rasters import spoil_tile, write
 
 from eo_brew.app.cli import main
 from eo_brew.data.dataloaders import eo_dataloaders, pack
@@ -127,3 +128,41 @@ def test_two_nodes_of_two_processes_train_from_one_store(tmp_path):
         assert (tmp_path / "four" / name).is_file()
     steps = np.genfromtxt(tmp_path / "four" / "log.csv", delimiter=",", names=True)
     assert steps.shape == (2,) and np.isfinite(steps["loss"]).all()
+
+
+def test_workers_of_dask_pack_the_same_store(tmp_path):
+    distributed = pytest.importorskip("dask.distributed", reason="pip install eo_brew[dask]")
+    alone = pack(sample_scene(), tmp_path / "alone", **SMALL)
+    with distributed.Client(n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+        store = pack(sample_scene(), tmp_path / "packed", client=client, **SMALL)
+        here = os.getpid() in client.run(os.getpid).values()
+    assert store.done.all() and not here
+    for name, array in alone.arrays.items():
+        assert np.array_equal(array, store.arrays[name]), name
+
+
+def test_what_a_worker_of_dask_lost_is_told(tmp_path):
+    distributed = pytest.importorskip("dask.distributed", reason="pip install eo_brew[dask]")
+    x = np.random.default_rng(0).integers(1, 3000, (2, 256, 256)).astype("uint16")
+    tiles = dict(tiled=True, blockxsize=64, blockysize=64, compress="deflate")
+    file = write(tmp_path / "scene.tif", x, ["B02", "B04"], layout=tiles)
+    spoil_tile(file, 2, 1)
+    options = dict(sensor="sentinel2_l1c", bands=["B02", "B04"], size=64, stride=64, offset=0)
+    with distributed.Client(processes=False, n_workers=1, dashboard_address=None) as client:
+        with pytest.warns(UserWarning, match="windows could not be read and were skipped"):
+            store = pack(
+                file, tmp_path / "packed", client=client, on_error="skip", max_lost=0.2, **options
+            )
+    assert (~store.done).sum() == 1
+
+
+def test_a_cluster_by_its_address(tmp_path, capsys):
+    distributed = pytest.importorskip("dask.distributed", reason="pip install eo_brew[dask]")
+    command = ["pack", str(sample_scene()), "--out", str(tmp_path / "packed"), "--size", "64"]
+    with distributed.LocalCluster(
+        processes=False, n_workers=1, dashboard_address=None, protocol="tcp"
+    ) as cluster:
+        assert main([*command, "--n", "12", "--cluster", cluster.scheduler_address]) == 0
+    assert PatchStore(tmp_path / "packed").done.all()
+    assert main([*command, "--cluster", "tcp://127.0.0.1:9"]) != 0
+    assert "no Dask scheduler answers" in capsys.readouterr().err

@@ -9,7 +9,7 @@ __all__ = []
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from eo_brew.app.arguments import (
@@ -204,6 +204,7 @@ def run_pack(
     allow_missing: bool = False,  # scenes may lack bands or partners
     on_error: OnError = "raise",  # a file that cannot be read: stop, or skip it and report
     seed: int = 0,  # of the windows and the split
+    cluster: str = None,  # address of a Dask scheduler whose workers read, e.g. tcp://10.0.0.5:8786
     quiet: bool = False,  # the result alone
     verbose: bool = False,  # warnings and errors with their place in the program
     json: bool = False,  # the result as one JSON object
@@ -224,7 +225,8 @@ def run_pack(
     with speaking(quiet, verbose, json):
         from eo_brew.data.dataloaders import pack
 
-        store = pack(scenes, out, progress=not quiet, **given)
+        with dask_client(cluster) as client:
+            store = pack(scenes, out, progress=not quiet, client=client, **given)
         about = dict(folder=store.folder, windows=int(store.done.sum()), megabytes=store.megabytes)
         say(f"{store}\ntrain on it: eo_brew pretrain {out}", about)
 
@@ -238,3 +240,21 @@ def _check_pack(scenes, sensor, dsm, labels):
     for path, option in ((dsm, "--dsm"), (labels, "--labels")):
         if path is not None:
             existing(path, option)
+
+
+def dask_client(
+    address: str | None,  # of a scheduler; None: no cluster
+):  # context of a `dask.distributed.Client`, or of None
+    "The client of a running Dask cluster."
+    if address is None:
+        return nullcontext()
+    try:
+        from dask.distributed import Client
+    except ImportError as e:
+        raise ValueError('dask is not installed: pip install "eo_brew[dask]"') from e
+    try:
+        return Client(address, timeout=10)
+    except (OSError, ValueError) as e:
+        raise ValueError(
+            f"--cluster={address}: no Dask scheduler answers there ({e}); start one with `dask scheduler`"
+        ) from e

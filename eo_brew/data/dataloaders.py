@@ -317,14 +317,19 @@ def pack(
     store,  # folder to write
     progress: bool = False,  # show a bar
     threads: int = None,  # that read; None: one a core, 8 at most
+    client=None,  # dask.distributed.Client whose workers read; scenes and store must be seen by all
     **kwargs,  # of `eo_dataloaders`: sensor, bands, size, labels, modalities, ...
 ) -> PatchStore:
     "Read all windows of some scenes into a store, those that are there already excepted."
     dls = eo_dataloaders(path, store=store, **kwargs)
     sets, at = (dls.train_ds, dls.valid_ds), dls.train_ds.store.store
     done = at.done
-    todo = [(d, i) for d in sets for i in range(len(d)) if not done[d.store.rows[i]]]
-    read = read_ahead(_read_one, todo, threads or min(8, num_cpus()), 16)
+    todo = [(k, i) for k, d in enumerate(sets) for i in range(len(d)) if not done[d.store.rows[i]]]
+    if client is None:
+        read = read_ahead(lambda o: _read_part(sets, [o]), todo, threads or min(8, num_cpus()), 16)
+    else:
+        todo = [todo[i : i + 16] for i in range(0, len(todo), 16)]
+        read = _read_on_cluster(client, sets, todo)
     if progress:
         from fastprogress.fastprogress import progress_bar
 
@@ -336,14 +341,33 @@ def pack(
     return at
 
 
-def _read_one(which: tuple):
+def _read_part(sets: tuple, part: list) -> list:  # of those that were lost
+    "Read windows (which set, number), which puts them into the store."
     from fastai.data.load import SkipItemException
 
-    dataset, i = which
-    try:
-        dataset.item(i)
-    except SkipItemException:
-        pass
+    lost = []
+    for k, i in part:
+        try:
+            sets[k].item(i)
+        except SkipItemException:
+            lost.append((k, i))
+    return lost
+
+
+def _read_on_cluster(client, sets: tuple, parts: list):
+    "The same by the workers of a Dask cluster, a part a task; what they lost is known here, too."
+    from dask.distributed import as_completed
+    from fastai.data.load import SkipItemException
+
+    (there,) = client.scatter([sets], broadcast=True)
+    futures = [client.submit(_read_part, there, part, pure=False, retries=3) for part in parts]
+    for future in as_completed(futures):
+        for k, i in future.result():
+            try:
+                sets[k].lost_windows.failed(i, ValueError("a worker could not read it"))
+            except SkipItemException:
+                pass
+        yield future
 
 # %% ../../nbs/data/07_dataloaders.ipynb #f80fbafa
 @dataclass(frozen=True)
