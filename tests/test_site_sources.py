@@ -30,8 +30,6 @@ DIRECTIVES = {
     "code-fold",
 }
 FLAGS = {"slow", "cuda", "network"}
-# two of its pictures have 553 and 576 px; redrawn when it is next run as a whole
-STILL_NARROW = {"tutorials/01_deo_on_one_scene.ipynb"}
 # Markdown that only one of them knows, or each in a way of its own
 ONE_KNOWS = {
     "a div or callout (:::)": r"^:::",
@@ -203,6 +201,4 @@ def test_pictures_are_wide_enough(nb):
                 width = Image.open(io.BytesIO(data)).width
                 if width < 600 or len(data) > 200 * 1024:
                     wrong.append(f"cell {i}: {width} px, {len(data) // 1024} KB")
-    if wrong and nb_id(nb) in STILL_NARROW:
-        pytest.xfail("its pictures wait for its next whole run")
     assert not wrong, "\n".join(wrong)
