@@ -15,6 +15,7 @@ from eo_brew.data.dataloaders import eo_dataloaders
 from eo_brew.methods.deo import DEOLoss, DEOModel, deo_learner, distill_layers
 from eo_brew.models.encoder import create_encoder
 from eo_brew.scenes.open import sample_scene
+from eo_brew.train.inputs import ViewsCallback
 from eo_brew.train.targets import VFMTargets
 from eo_brew.models.teachers import efficientnet_lite_teacher
 from eo_brew.views.multicrop import MultiCrop
@@ -515,3 +516,101 @@ def test_tables_and_embeddings_do_not_decay():
                 for w in ("modality_embed", "bias_table", "logit_scale", "_token", "pos_embed")
             )
         ]
+
+
+DENSE = dict(dense=True, ms_weight=0.05, cls_weight=0.0, distill_from=("ms",), standardize=True)
+
+
+def test_a_dense_teacher_beside_the_optical_one(vfm):
+    "Both are trained, the columns say so, and the teacher of tokens follows the student."
+    learn = learner(vfm, **DENSE, lr=1e-3)
+    start = copy.deepcopy(learn.model.teacher.state_dict())
+    fit(learn, 2)
+    assert list(learn.recorder.metric_names)[3:-1] == ["agreement", "expansion", "patch"]
+    assert learn.method["method"] == "deo (both teachers, the multispectral one dense)"
+    assert all(torch.isfinite(torch.tensor(v)).all() for v in learn.recorder.values)
+    assert any(not torch.equal(v, start[k]) for k, v in learn.model.teacher.state_dict().items())
+    rank = [o["rank"] for o in learn.collapse_monitor.log]
+    assert rank and all(1 < r < 33 for r in rank)
+
+
+def test_the_dense_loss_is_its_formula(vfm):
+    "-A - E over tokens, by loops over pairs of views, samples and tokens that both see."
+    learn = learner(vfm, **DENSE)
+    learn.loss_func = Keep(learn.loss_func)
+    fit(learn, 1)
+    pred, target = learn.loss_func.last
+    cosines = []
+    for v, i, where, seen in target["pairs"]:
+        assert v != i
+        said = nn.functional.grid_sample(
+            target["maps"][i], where, padding_mode="border", align_corners=False
+        )
+        for b, y, x in seen.nonzero().tolist():
+            cosines.append(
+                nn.functional.cosine_similarity(
+                    pred["maps"][v][b, :, y, x], said[b, :, y, x], dim=0
+                )
+            )
+    rows = [(s + t).flatten(2).mT.flatten(0, 1) / 2 for s, t in zip(pred["maps"], target["maps"])]
+    n, d = rows[0].shape
+    expansion = sum((d + n) / (d * n) * coding_rate(z, 0.05) for z in rows) / 2
+    parts = learn.loss_func.loss.parts
+    assert torch.allclose(parts["agreement"], torch.stack(cosines).mean(), atol=1e-5)
+    assert torch.allclose(parts["expansion"], expansion, atol=1e-4)
+    whole = 0.05 * (-parts["agreement"] - parts["expansion"]) + 0.5 * parts["patch"]
+    assert torch.allclose(learn.loss_func.value, whole, atol=1e-5)
+
+
+class Keep(nn.Module):
+    "A loss that keeps what it was given last."
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    @property
+    def parts(self):
+        return self.loss.parts
+
+    def forward(self, pred, target):
+        self.last = pred, target
+        self.value = self.loss(pred, target)
+        return self.value
+
+
+def test_a_dense_teacher_alone_learns_to_agree():
+    "Without colours it is the only teacher; its agreement rises while the tokens stay spread."
+    learn = fit(learner(None, dense=True, lr=1e-3), 6)
+    first, last = ([float(x) for x in learn.recorder.values[i][1:]] for i in (0, -1))
+    assert last[0] < first[0]
+    assert learn.method["method"] == "deo (dense multispectral teacher only)"
+
+
+class Compared(Callback):
+    "Blanks the left `blank` pixels of each window, and keeps the share of tokens that are compared."
+
+    order = ViewsCallback.order - 1
+
+    def __init__(self, blank):
+        self.blank, self.shares = blank, []
+
+    def before_batch(self):
+        batch = self.xb[0]
+        batch["ms_valid"] = torch.ones_like(batch["ms"][:, :1], dtype=torch.bool)
+        batch["ms_valid"][..., : self.blank] = False
+
+    def after_pred(self):
+        self.shares += [float(seen.float().mean()) for *_, seen in self.yb[0]["pairs"]]
+
+
+def test_tokens_without_data_are_no_pair(vfm):
+    "Where half of a window has no data, its tokens are compared in neither view."
+    shares = []
+    for blank in (0, 32):
+        look = Compared(blank)
+        learn = learner(vfm, **DENSE)
+        learn.add_cb(look)
+        fit(learn)
+        shares.append(sum(look.shares) / len(look.shares))
+    assert 0 < shares[1] < 0.7 * shares[0]

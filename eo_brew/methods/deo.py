@@ -18,6 +18,7 @@ from ..core.sensors import get_sensor
 from ..core.show import show_views as _draw_views
 from ..losses.coding_rate import SimDINOLoss, cross_view_cosine
 from ..losses.distill import cls_distill_loss, map_distill_loss
+from ..losses.tokens import DenseSimDINOLoss
 from eo_brew.methods.assemble import (
     Optical,
     Preset,
@@ -36,7 +37,7 @@ from ..models.teachers import EMATeacher, default_layers
 from ..runs.monitors import CollapseMonitor
 from ..train.cache import CacheVFM, cached_strides
 from ..train.inputs import ViewsCallback
-from ..train.targets import EMATargets, TargetNorm, VFMTargets
+from ..train.targets import DenseTargets, EMATargets, TargetNorm, VFMTargets
 from ..views.multicrop import MultiCrop
 
 # %% ../../nbs/methods/02_deo.ipynb #1c19e41f
@@ -46,16 +47,24 @@ class MSBranch(nn.Module):
     def __init__(
         self,
         encoder: nn.Module,  # an `Encoder`
-        head: nn.Module,  # projects its CLS
+        head: nn.Module,  # projects its CLS, or its tokens
         modality: str = "ms",  # modality it looks at
+        dense: bool = False,  # does it speak of every token, or of the whole view?
     ):
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.modality = modality
+        self.dense = dense
+
+    def project(self, tokens):  # (B,D), or with `dense` a map (B,D,h,w)
+        "What is compared of the `Tokens` of views."
+        if not self.dense:
+            return self.head(tokens.cls)
+        return self.head(tokens.patches).mT.unflatten(2, tokens.grid)
 
     def forward(self, x):
-        return self.head(self.encoder(x, modality=self.modality).cls)
+        return self.project(self.encoder(x, modality=self.modality))
 
 # %% ../../nbs/methods/02_deo.ipynb #1eb40555
 def distill_layers(
@@ -83,9 +92,10 @@ class DEOModel(PretrainModel):
         n_global: int = 2,  # the first so many views are global
         with_cls: bool = True,  # match the optical teacher's CLS, not its tokens alone
         tap_norm: bool = True,  # final norm on the layers that the heads of tokens read
+        dense: bool = False,  # self-distil tokens of the same ground, not CLS
     ):
         head = ProjectionHead(encoder.width, head_dim, hidden=hidden)
-        super().__init__(MSBranch(encoder, head, modality))
+        super().__init__(MSBranch(encoder, head, modality, dense))
         self.modality = modality
         self.n_global = n_global
         self.tap_norm = tap_norm
@@ -133,22 +143,34 @@ def _optical(self: DEOModel, tokens, cls):
 
 
 @patch
+def _own(self: DEOModel, groups, batch):
+    "What is compared with the EMA teacher: one vector of each view, or one of each token."
+    said = [self.student.project(g[self.modality]) for g in groups]
+    if self.student.dense:
+        return {"maps": [m for maps in said for m in maps.split(batch)]}
+    return {"ms": torch.cat(said).unflatten(0, (-1, batch))}
+
+
+@patch
 def forward(
     self: DEOModel,
     views: list,  # V dicts of modality -> (B,C,H,W), global views first
-) -> dict:  # 'ms' (V,B,D); 'cls' {modality: (V,B,W)}; 'mid', 'late' {modality: (2B,W,h,w)}
+) -> dict:  # 'ms' (V,B,D), or 'maps' V x (B,D,h,w); of modalities 'cls' (V,B,W), 'mid' and 'late' (2B,W,h,w)
     "Project what the student sees for every loss."
     batch, local = len(views[0][self.modality]), views[self.n_global :]
     groups = [self._tokens(views[: self.n_global], self.layers)]
     if local:
         groups.append(self._tokens(local))
-    cls = {m: torch.cat([g[m].cls for g in groups]).unflatten(0, (-1, batch)) for m in groups[0]}
-    out = {"ms": self.student.head(cls[self.modality])} if self.self_distill else {}
-    return out | self._optical(groups[0], cls) if self.distill_from else out
+    out = self._own(groups, batch) if self.self_distill else {}
+    if self.distill_from:
+        names = self.distill_from
+        cls = {m: torch.cat([g[m].cls for g in groups]).unflatten(0, (-1, batch)) for m in names}
+        out |= self._optical(groups[0], cls)
+    return out
 
 # %% ../../nbs/methods/02_deo.ipynb #947769d9
 class DEOLoss(nn.Module):
-    "L_MS + alpha/2 (cls_weight L_cls + L_patch); the terms stay in `.parts`, detached."
+    "ms_weight L_MS + alpha/2 (cls_weight L_cls + L_patch); the terms stay in `.parts`, detached."
 
     def __init__(
         self,
@@ -157,9 +179,12 @@ class DEOLoss(nn.Module):
         same_view: bool = True,  # match CLS with the teacher's of the same view, too
         smooth: bool = True,  # coding rate of the mean of student and teacher; False: of the student alone
         cls_weight: float = 1.0,  # of L_cls beside L_patch; the paper's is 1
+        ms_weight: float = 1.0,  # of L_MS; the paper's is 1
     ):
         super().__init__()
         self.ms = SimDINOLoss(eps=eps, smooth=smooth)
+        self.dense = DenseSimDINOLoss(eps=eps, smooth=smooth)
+        self.ms_weight = ms_weight
         self.alpha = alpha
         self.cls_weight = cls_weight
         self.same_view = same_view
@@ -175,7 +200,11 @@ class DEOLoss(nn.Module):
             # not `self.ms(...)`, which refuses a batch of one: the last batch of validation may be one
             terms["agreement"] = cross_view_cosine(pred["ms"], target["ms"])
             terms["expansion"] = self.ms.expansion(pred["ms"], target["ms"])
-            loss = loss - terms["agreement"] - terms["expansion"]
+            loss = loss - self.ms_weight * (terms["agreement"] + terms["expansion"])
+        if "maps" in pred:
+            own = self.dense(pred["maps"], target["maps"], target["pairs"], target["valid"])
+            terms |= self.dense.parts
+            loss = loss + self.ms_weight * own
         if "late" in pred:
             terms |= self._optical(pred, target)
             optical = self.cls_weight * terms["cls"] if "cls" in terms else 0.0
@@ -201,6 +230,21 @@ def _mean(losses):
     return torch.stack(losses).mean()
 
 # %% ../../nbs/methods/02_deo.ipynb #b0b10735
+@dataclass(frozen=True)
+class DEOMultispectral:
+    "How DEO's student listens to its own moving average."
+
+    eps: float = 0.05  # distortion of the coding rate
+    smooth: bool = (
+        True  # coding rate of the mean of student and teacher; False: of the student alone
+    )
+    head_dim: int = 256  # width of the projection
+    ms_weight: float = 1.0  # of this teacher; the optical one has alpha
+    dense: bool = (
+        False  # compare tokens of the same ground, not the CLS of whole views (not in the paper)
+    )
+
+
 @dataclass(frozen=True)
 class DEOOptical(Optical):
     "How DEO's student listens to the frozen optical teacher."
@@ -286,18 +330,21 @@ def choose_deo(
 def _callbacks(model, views, sensor, vfm, cache):
     "What DEO adds to the callbacks that all methods have."
     own = [ViewsCallback(views, sensor, model.modality)]
-    if model.self_distill:
+    if model.self_distill and model.student.dense:
+        own += [DenseTargets(model.modality, views.n_global), CollapseMonitor("maps")]
+    elif model.self_distill:
         own += [EMATargets(model.modality, views.n_global), CollapseMonitor()]
     if vfm and cache:
         own.append(CacheVFM(vfm, sensor, model.modality, folder=None if cache is True else cache))
     return own + ([VFMTargets(vfm, views.n_global)] if vfm else [])
 
 
-def _named(vfm, self_distill):
+def _named(vfm, self_distill, dense):
     "The method's name stands for both teachers."
     if vfm and self_distill:
-        return "deo"
-    return f"deo ({'optical' if vfm else 'multispectral'} teacher only)"
+        return "deo (both teachers, the multispectral one dense)" if dense else "deo"
+    kind = "dense multispectral" if dense else "multispectral"
+    return f"deo ({'optical' if vfm else kind} teacher only)"
 
 
 def _student(arch, dls, modality, others, drop_path, kwargs):
@@ -360,10 +407,8 @@ def deo_learner(
     views=None,  # a `MultiCrop`, or a dict of its arguments; None: the paper's 2 x 224 + 10 x 96
     modality: str = "ms",  # multispectral modality
     self_distill: bool = True,  # learn from the EMA teacher
+    multispectral=None,  # how to listen to the EMA teacher: changes to `DEOMultispectral`, as a dict
     optical=None,  # how to listen to the optical teacher: changes to `DEOOptical`, as a dict
-    eps: float = 0.05,  # distortion of the coding rate
-    smooth: bool = True,  # coding rate of the mean of student and teacher
-    head_dim: int = 256,  # width of the multispectral projection
     hidden: int = 2048,  # width of the heads' hidden layers
     drop_path: float = 0.1,  # stochastic depth of the student
     schedule=None,  # changes to `Schedule`, as a dict
@@ -371,9 +416,10 @@ def deo_learner(
     preset="paper",  # 'paper', 'released', 'auto', or a dict of settings; what is given beside it wins
     steps: int = None,  # length of the run, for 'auto'; None: 100 epochs
     cbs=None,  # further callbacks
-    **kwargs,  # fields of `DEOOptical` and `Schedule` by name; the rest to `create_encoder`
+    **kwargs,  # fields of `DEOMultispectral`, `DEOOptical` and `Schedule` by name; the rest to `create_encoder`
 ) -> Learner:  # a plain fastai Learner
     "Everything DEO needs around `dls`, in an ordinary fastai `Learner`."
+    own = take_options(DEOMultispectral(), multispectral, kwargs)
     optical = take_options(DEOOptical(), optical, kwargs)
     schedule = take_options(Schedule(), schedule, kwargs)
     if vfm is None and not self_distill:
@@ -390,17 +436,20 @@ def deo_learner(
         optical.distill_from,
         self_distill,
         optical.standardize,
-        head_dim,
+        own.head_dim,
         hidden,
         views.n_global,
         with_cls=bool(optical.cls_weight),
         tap_norm=optical.tap_norm,
+        dense=own.dense,
     )
-    loss = DEOLoss(eps, optical.alpha, optical.same_view, smooth, optical.cls_weight)
-    own = _callbacks(model, views, dls.sensors[modality], vfm, optical.cache)
+    loss = DEOLoss(
+        own.eps, optical.alpha, optical.same_view, own.smooth, optical.cls_weight, own.ms_weight
+    )
+    callbacks = _callbacks(model, views, dls.sensors[modality], vfm, optical.cache)
     parts = _parts(vfm, self_distill, optical.cls_weight)
-    learn = assemble(dls, model, loss, own, schedule, parts, extra, cbs)
-    learn.method = describe(_named(vfm, self_distill), learn, vfm, preset)
+    learn = assemble(dls, model, loss, callbacks, schedule, parts, extra, cbs)
+    learn.method = describe(_named(vfm, self_distill, own.dense), learn, vfm, preset)
     return learn
 
 

@@ -66,7 +66,7 @@ class CollapseMonitor(Callback):
 
     def __init__(
         self,
-        key: str = "ms",  # entry of the model's output, features (V,B,D) or (B,D)
+        key: str = "ms",  # entry of the model's output: features (V,B,D) or (B,D), or a list of maps (B,D,h,w)
         every: int = 50,  # steps between two looks
         min_rank: float = 1.5,  # collapsed below this effective rank
         max_cosine: float = 0.99,  # collapsed above this mean pairwise cosine
@@ -121,7 +121,8 @@ class CollapseMonitor(Callback):
 
     def _features(self):
         if isinstance(self.pred, dict) and self.key in self.pred:
-            return self.pred[self.key]
+            z = self.pred[self.key]
+            return z[0].flatten(2).mT.flatten(0, 1) if isinstance(z, list) else z
         has = list(self.pred) if isinstance(self.pred, dict) else type(self.pred).__name__
         raise ValueError(
             f"CollapseMonitor(key={self.key!r}): the model's output has {has}. "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..core.processes import unwrap_model
 from ..models.teachers import TargetStandardizer
+from ..views.same_ground import same_ground
 
 # %% ../../nbs/train/03_targets.ipynb #cf10756f
 class EMATargets(Callback):
@@ -42,6 +43,45 @@ def _targets(cb):
         return cb.yb[0]
     first = next(v for v in cb.xb[0][0].values() if isinstance(v, torch.Tensor))
     return {"samples": first.new_empty(len(first), 0)}
+
+# %% ../../nbs/train/03_targets.ipynb #cf48a5bc
+class DenseTargets(EMATargets):
+    "Put the EMA teacher's token maps of the global views into `yb`, and where the student's tokens lie in them."
+
+    def before_batch(self):
+        views = self.xb[0]
+        with torch.no_grad():
+            said = unwrap_model(self.model).teacher(cat_views(views[: self.n_global], self.source))
+        maps = said.chunk(self.n_global)
+        patch = views[0][self.source].shape[-1] // said.shape[-1]
+        valid = [_valid_tokens(v, self.source, patch) for v in views]
+        pairs = [
+            (v, i, *_shared(view, valid[v], views[i], valid[i]))
+            for v, view in enumerate(views)
+            for i in range(self.n_global)
+            if v != i
+        ]
+        ours = dict(maps=maps, pairs=pairs, valid=valid[: self.n_global])
+        self.learn.yb = ({**_targets(self), **ours},)
+
+
+def _valid_tokens(view, name, patch):
+    "(B,h,w) bool: tokens with data under at least half of them."
+    x = view[name]
+    valid = view.get(f"{name}_valid")
+    if valid is None:
+        grid = (len(x), *(n // patch for n in x.shape[2:]))
+        return torch.ones(grid, dtype=torch.bool, device=x.device)
+    return F.avg_pool2d(valid.float(), patch)[:, 0] >= 0.5
+
+
+def _shared(view, valid, other, other_valid):
+    "Where the tokens of a view lie in another one (B,h,w,2), and which of them both see, with data (B,h,w)."
+    where = same_ground(view, valid.shape[1:], other)
+    there = F.grid_sample(
+        other_valid[:, None].float(), where, "nearest", padding_mode="zeros", align_corners=False
+    )
+    return where, valid & (there[:, 0] > 0)
 
 # %% ../../nbs/train/03_targets.ipynb #41c9c3f8
 def teacher_maps(
