@@ -4,6 +4,7 @@ for every mistake.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -228,6 +229,45 @@ def test_probe_makes_one_table(eo, place, tmp_path):
         )[0]
         == 2
     )  # the table is not overwritten
+
+
+def test_probe_joins_dates(eo, place, tmp_path):
+    "Soil and wood look alike at one date, wood and water at the other: every row of the joined table says more."
+    with rasterio.open(place / "scene.tif") as src, rasterio.open(place / "labels.tif") as of:
+        x, kinds = src.read(), of.read(1)
+    dates = early, late = tmp_path / "S2_20240110.tif", tmp_path / "S2_20240620.tif"
+    for file, lost, like in (early, 0, 1), (late, 2, 1):
+        same = x.copy()
+        same[:, kinds == lost] = x[:, kinds == like][:, : (kinds == lost).sum()].mean(1)[:, None]
+        noise = np.random.default_rng(lost).normal(0, 100, x.shape)
+        same = (same + noise).clip(1).astype("uint16")
+        same[:, :32, :96] = 0  # under cloud
+        raster(file, same, S3.band_names, EO_OFFSET="0")
+    rest = ["--labels", place / "labels.tif"]
+
+    def scores(name, *data):
+        code, _, err = eo("probe", place, "--data", *data, *rest, "--out", tmp_path / name)
+        assert code == 0, err
+        rows = [r.split(",") for r in (tmp_path / name / "table.csv").read_text().splitlines()[1:]]
+        return {r[0]: float(r[3]) for r in rows if r[2] == "pixel_accuracy"}
+
+    alone = scores("one", early)
+    both = scores("two", late, early, "--dates", "stack")
+    assert both.keys() == alone.keys() and all(both[k] > alone[k] + 0.1 for k in both), (
+        both,
+        alone,
+    )
+    raster(tmp_path / "shifted.tif", x[:, 1:], S3.band_names, EO_OFFSET="0")
+    for data, says in (
+        (dates, "names 2 scenes: add --dates stack"),
+        ([early, "--dates", "stack"], "is one scene; give two dates"),
+        ([early, "--dates", "views"], "Did you mean 'stack'?|There are stack"),
+        ([early, tmp_path / "shifted.tif", "--dates", "stack"], "95x768 pixels .*--bbox"),
+    ):
+        code, _, err = eo("probe", place, "--data", *data, *rest, "--out", tmp_path / "t")
+        assert code == 2 and re.search(says, err), err
+    line = ["--data", place, "--labels", "folder", "--dates", "stack", "--out", tmp_path / "t"]
+    assert "not for images" in eo("probe", place, *line)[2]
 
 
 def test_probe_with_several_tasks_and_an_rgb_model(eo, place, tmp_path):

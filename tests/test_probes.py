@@ -1,5 +1,9 @@
 """Probes against scikit-learn, and the scene's split against leaks."""
 
+import os
+import tarfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +11,7 @@ import torch
 from eo_brew.models.encoder import create_encoder
 from eo_brew.data.labels import read_labels
 from eo_brew.data.splits import stripe_columns
+from eo_brew.scenes.open import open_raster
 from eo_brew.probes.features import Features, encode, token_labels
 from eo_brew.probes.scores import confusion_matrix
 from eo_brew.probes.probes import knn_probe, linear_probe
@@ -19,6 +24,7 @@ from eo_brew.probes.protocols import (
 )
 from eo_brew.probes.scene_probe import (
     RawCells,
+    one_ground,
     pixel_forest,
     scene_probe,
     scene_windows,
@@ -160,6 +166,76 @@ def test_pixels_without_data_are_not_scored():
     full = pixel_forest(np.nan_to_num(x), y, trees=5)
     holed = pixel_forest(x, y, trees=5)
     assert full.n_test - holed.n_test == 64
+
+
+def two_dates(seed=0):
+    "Four kinds of ground, of which each date tells two pairs apart: none of them says it all."
+    rng = np.random.default_rng(seed)
+    y = np.kron(rng.integers(0, 4, (12, 96)), np.ones((8, 8), int))
+    return y, [k[None] * 4.0 + rng.normal(size=(1, *y.shape)) for k in (y // 2, y % 2)]
+
+
+def test_dates_that_are_joined_say_what_none_says_alone():
+    y, dates = two_dates()
+    alone = [scene_probe(RawCells(8), d, y, window=32).accuracy for d in dates]
+    both = scene_probe(RawCells(8), dates, y, window=32)
+    assert max(alone) < 0.65 and both.accuracy > 0.95
+    trees = [pixel_forest(d, y, trees=10).accuracy for d in (*dates, dates)]
+    assert max(trees[:2]) < 0.65 and trees[2] > 0.85
+    one = scene_probe(RawCells(8), dates[:1], y, window=32)
+    assert one.accuracy == alone[0] and one.n_train == both.n_train
+
+
+def test_a_cell_counts_where_all_dates_are_valid():
+    y, (a, b) = two_dates()
+    a[:, :8], b[:, :, :64] = np.nan, np.nan  # a row of cells, and eight columns of cells
+    r = scene_probe(RawCells(8), [a, b], y, window=32)
+    assert r.n_test == 11 * 32 and r.n_train == 11 * 56
+    swapped = scene_probe(RawCells(8), [b, a], y, window=32)
+    assert (swapped.n_train, swapped.n_test) == (r.n_train, r.n_test)
+    assert pixel_forest([a, b], y, trees=2).n_test == 88 * 256
+
+
+def test_each_date_is_seen_by_itself():
+    "The tokens of a stack are those of the dates, side by side."
+    y, dates = two_dates()
+    seen = {}
+
+    def keep(train, test, **kwargs):
+        seen["x"] = train[0]
+        return linear_probe(train, test, **kwargs)
+
+    def rows(scene):
+        scene_probe(vit(1), scene, y, window=32, probe=keep)
+        return seen["x"]
+
+    parts = []
+    for scene in (*dates, dates):
+        torch.manual_seed(0)
+        parts.append(rows(scene))
+    assert torch.equal(parts[2], torch.cat(parts[:2], 1))
+
+
+LAB = Path(os.environ.get("EO_BREW_LAB", "not given")) / "xlandsat"
+
+
+@pytest.mark.skipif(not LAB.is_dir(), reason="needs real dates: EO_BREW_LAB")
+def test_two_real_dates_on_their_common_ground(tmp_path):
+    "Brumadinho before and after: cut-outs 900 m apart are refused, the box that both show is taken."
+    for day in ("20190114", "20190130"):
+        (file,) = LAB.glob(f"LC08_L2SP_218074_{day}*.tar.gz")
+        with tarfile.open(file) as archive:
+            archive.extractall(tmp_path / day, filter="data")
+    scenes = [tmp_path / "20190114", tmp_path / "20190130"]
+    with pytest.raises(ValueError, match="20190130 lies on 300x400 .* cut them with bbox="):
+        one_ground([open_raster(s, bands=["B4", "B5"]) for s in scenes])
+    box = (-44.19, -20.178, -44.089, -20.102)
+    dates = [open_raster(s, bands=["B4", "B5"], bbox=box).load() for s in scenes]
+    assert len(one_ground(dates)) == 2
+    swir = open_raster(scenes[0], bands=["B7"], bbox=box).values[0]
+    y = (swir > np.median(swir)).astype("uint8")
+    alone, both = (scene_probe(RawCells(4), d, y, cell=4) for d in (dates[0], dates))
+    assert both.n_test == alone.n_test and both.accuracy > 0.6
 
 
 @pytest.mark.parametrize("width", [768 + 40, 1280 + 88])

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/app/04_use_commands.ipynb #aa0bec1a
 from pathlib import Path
+from typing import Literal
 
 from .arguments import Dtype, existing, existing_encoder, known_sensor, one_of
 from .model_commands import check_model_out, is_model, predict_model
@@ -361,11 +362,20 @@ def _write_table(table, out):
     say(f"\n{text}\n\n{out}/  table.csv, table.md, table.png", dict(rows=list(table)))
 
 # %% ../../nbs/app/04_use_commands.ipynb #a2b48e51
-def _check_probe(encoders, data, labels, out, overwrite):
+def _check_probe(encoders, data, dates, labels, out, overwrite):
     "What can be told before torch is there."
     for e in encoders:
         existing_encoder(e)
-    existing(data, "--data")
+    for d in data:
+        existing(d, "--data")
+    if dates and _of_images(labels):
+        raise ValueError(
+            "--dates stack is for a scene with a map of classes, not for images of a class each"
+        )
+    if len(data) > 1 and not (dates or _of_images(labels)):
+        raise ValueError(
+            f"--data names {len(data)} scenes: add --dates stack where they are dates of one ground, or probe one"
+        )
     if labels != "folder":
         existing(labels, "--labels")
     remedy = "give another folder with --out or add --overwrite"
@@ -376,8 +386,36 @@ def _check_probe(encoders, data, labels, out, overwrite):
     )
 
 
+def _of_images(labels) -> bool:
+    return labels == "folder" or str(labels).endswith(".csv")
+
+
+def _dates(data, encoder, modality, reading) -> list:
+    "Scenes of one ground in the order of their dates; those whose names say none stay as they were given."
+    from eo_brew.app.model_commands import _own_scenes
+    from eo_brew.scenes.windows import scene_date
+
+    found = _own_scenes(data, encoder, modality, placed=False, **reading)
+    if len(found) < 2:
+        raise ValueError(
+            f"--dates stack: {data[0]} is one scene; give two dates at least with --data"
+        )
+    return sorted(found, key=lambda s: scene_date(s) or "")
+
+
 def _probe(
-    encoders, data, labels, column, tasks, rgb, rgb_checkpoint, seeds, modality, layers, reading
+    encoders,
+    data,
+    dates,
+    labels,
+    column,
+    tasks,
+    rgb,
+    rgb_checkpoint,
+    seeds,
+    modality,
+    layers,
+    reading,
 ):
     "The table."
     import numpy as np
@@ -396,17 +434,21 @@ def _probe(
         return e, dict(modality=modality, layers=tuple(layers or distill_layers(e)))
 
     rows = {n: row(e) for n, e in named.items()} | {"random encoder": row(random_copy(first))}
-    if labels == "folder" or str(labels).endswith(".csv"):
+    if _of_images(labels):
         found = _images(first, modality, data, labels, reading)
         return image_table(*found, rows, seeds=range(seeds))
-    scene = open_for(data, first, modality, **reading)
-    if first.sensors.get(modality):
-        check_units(scene, first.sensors[modality])
+    if dates:
+        scenes = _dates(data, first, modality, reading)
+    else:
+        scenes = [open_for(data[0], first, modality, **reading)]
+    for s in scenes:
+        if first.sensors.get(modality):
+            check_units(s, first.sensors[modality])
     if rgb:
-        rows[f"{rgb} on RGB"] = _on_rgb(rgb, rgb_checkpoint, scene.sensor)
+        rows[f"{rgb} on RGB"] = _on_rgb(rgb, rgb_checkpoint, scenes[0].sensor)
     if column:
-        labels = np.asarray(read_labels(labels, open_raster(scene), None, column)[0])
-    return scene_table(open_raster(scene), labels, rows, seeds=range(seeds), tasks=tasks)
+        labels = np.asarray(read_labels(labels, open_raster(scenes[0]), None, column)[0])
+    return scene_table([*map(open_raster, scenes)], labels, rows, seeds=range(seeds), tasks=tasks)
 
 # %% ../../nbs/app/04_use_commands.ipynb #51892d37
 def run_probe(
@@ -415,6 +457,7 @@ def run_probe(
     tasks: list[str] = ["linear"],  # linear, knn, or linear with 1%, 5%, 10% of the labels
     rgb: str = None,  # timm model beside them, on red, green and blue alone; efficientnet_lite2: the demo's teacher
     rgb_checkpoint: str = None,  # local weights of --rgb, where no hub can be reached
+    dates: Literal["stack"] = None,  # stack: --data are dates of one ground, joined cell by cell
     seeds: int = 1,  # draws of the windows held out to choose the probe, and of the labels
     modality: str = None,  # which embedding of the encoders (default: the first)
     layers: list[int] = None,  # to join (default: one at two thirds of the depth, and the last)
@@ -424,16 +467,19 @@ def run_probe(
     verbose: bool = False,  # warnings and errors with their place in the program
     json: bool = False,  # the result as one JSON object
     *,
-    data: str,  # scene: raster, or folder with one file a band; or a folder of class folders
+    data: list[
+        str
+    ],  # raster, or folder with one file a band; its dates; or folder of class folders
     labels: str,  # raster or polygons of classes; 'folder' or a .csv file for images of a class each
     **reading,
 ):
     "How good are frozen encoders, beside a random one, raw pixels and a random forest?"
-    _check_probe(encoders, data, labels, out, overwrite)
+    _check_probe(encoders, data, dates, labels, out, overwrite)
     with speaking(quiet, verbose, json), no_empty_folder(Path(out)):
         table = _probe(
             encoders,
             data,
+            dates,
             labels,
             column,
             tasks,

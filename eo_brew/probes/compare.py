@@ -18,7 +18,7 @@ from ..models.encoder import Encoder, create_encoder
 from .probes import knn_probe, linear_probe
 from .protocols import draw_labels
 from .scores import ProbeResult, confusion_matrix
-from .scene_probe import RawCells, pixel_forest, scene_probe
+from .scene_probe import RawCells, one_ground, pixel_forest, scene_probe
 from ..core.checks import check_name
 from ..core.sensors import get_sensor, rgb_from
 
@@ -222,7 +222,7 @@ SCENE_TASKS = {
 
 # %% ../../nbs/probes/05_compare.ipynb #322a2325
 def scene_table(
-    scene,  # `DataArray` of `open_raster`, physical values
+    scene,  # `DataArray` of `open_raster`, physical values; a list: dates of one ground, whose features are joined
     labels,  # path, `DataArray` or array (H,W), 255 = unlabelled
     encoders: dict,  # name -> encoder, a tuple (encoder, options of `scene_probe`), or a list of copies
     sensor=None,  # of the scene; default what the scene says
@@ -232,8 +232,9 @@ def scene_table(
     tasks=("linear",),  # of `SCENE_TASKS`
 ) -> Table:
     "Encoders beside raw pixels and a random forest on one labelled scene, split by stripes of columns."
-    if sensor is None and hasattr(scene, "attrs") and "sensor" in scene.attrs:
-        sensor = get_sensor(scene.attrs["sensor"]).select([str(b) for b in scene.band.values])
+    first = one_ground(scene)[0]
+    if sensor is None and "sensor" in getattr(first, "attrs", {}):
+        sensor = get_sensor(first.attrs["sensor"]).select([str(b) for b in first.band.values])
     _check_bands(encoders, sensor)
 
     def with_probe(p):

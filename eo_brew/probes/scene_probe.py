@@ -7,12 +7,15 @@ __all__ = ['scene_windows', 'scene_array', 'scene_tokens', 'RawCells', 'scene_pr
 
 # %% ../../nbs/probes/03_scene_probe.ipynb #734b4d0b
 from dataclasses import dataclass
+from pathlib import Path
 import math
 import warnings
 import numpy as np
 import torch
+from affine import Affine
 from torch import Tensor, nn
 import torch.nn.functional as F
+from ..data.class_rasters import Grid, grid_of, same_place
 from ..data.labels import read_labels
 from ..data.splits import stripe_columns
 from .features import _chosen, frozen, join_layers, token_labels
@@ -68,6 +71,49 @@ def scene_array(
         else torch.as_tensor(fill).flatten().float()
     )
     return torch.where(ok, x, fill[:, None, None]), ok.all(0)
+
+# %% ../../nbs/probes/03_scene_probe.ipynb #7c1d5bac
+def one_ground(
+    scene,  # `DataArray` or array (C,H,W); a list of them: dates
+) -> list:  # of scenes; one that is no list is one date
+    "Dates of one ground: a ValueError unless all have the same bands on the same grid."
+    dates = list(scene) if isinstance(scene, (list, tuple)) else [scene]
+    if not dates:
+        raise ValueError("scene=[] is an empty list: give at least one date")
+    first, name = dates[0], _date_name(dates[0], 0)
+    for i, s in enumerate(dates[1:], 1):
+        if _bands(s) != _bands(first):
+            raise ValueError(
+                f"{_date_name(s, i)} has bands {_bands(s)}, {name} has {_bands(first)}: open all dates with the "
+                "same bands=[...]"
+            )
+        if not same_place(_grid(s), _grid(first)):
+            raise ValueError(
+                f"{_date_name(s, i)} lies on {_where(s)}, {name} on {_where(first)}: dates are joined on one grid; "
+                "cut them with bbox=(west, south, east, north), or warp one to the other's grid, with "
+                "gdalwarp or b.rio.reproject_match(a)"
+            )
+    return dates
+
+
+def _date_name(scene, i: int) -> str:
+    whole = getattr(scene, "encoding", {}).get("scene")
+    return Path(whole.name).name if whole else f"date {i} of the list"
+
+
+def _bands(scene) -> list:
+    return scene.band.values.tolist() if hasattr(scene, "band") else list(range(len(scene)))
+
+
+def _grid(scene) -> Grid:
+    if hasattr(scene, "rio"):
+        return grid_of(scene)
+    return Grid(tuple(np.shape(scene)[1:]), Affine.identity(), None)
+
+
+def _where(scene) -> str:
+    (h, w), t, crs = _grid(scene)
+    return f"{h}x{w} pixels of {t.a:g} from ({t.c:.10g}, {t.f:.10g}) in {crs.to_string() if crs else 'no CRS'}"
 
 # %% ../../nbs/probes/03_scene_probe.ipynb #cb1ade56
 def choose_test(
@@ -178,7 +224,7 @@ class RawCells(nn.Module):
 # %% ../../nbs/probes/03_scene_probe.ipynb #c38fd94d
 def scene_probe(
     encoder: nn.Module,  # `Encoder`, or a module that returns Tokens of x alone
-    scene,  # `DataArray` or array (C,H,W), physical values, NaN = no data
+    scene,  # `DataArray` or array (C,H,W), physical values, NaN = no data; a list: dates of one ground, joined
     labels,  # raster, polygons, `DataArray` or array (H,W), 255 = unlabelled
     layers=None,  # None: final tokens; (8, 11): these, concatenated
     modality: str = "ms",  # which embedding of the encoder
@@ -195,19 +241,23 @@ def scene_probe(
     **kwargs,  # for the probe
 ) -> ProbeResult:  # cells; `.pixels` the same for pixels, `.map` (h,w) class of each cell, 255 where no window lies
     "Probe of frozen tokens on one scene, test columns apart from training columns."
-    y, names = read_labels(labels, scene, classes, column)
+    scenes = one_ground(scene)
+    y, names = read_labels(labels, scenes[0], classes, column)
     if isinstance(test, str) and test == "none":
         test = np.zeros(y.shape[1], bool)
     test = choose_test(y, cell) if test is None else np.asarray(test, bool)
     sensor = getattr(encoder, "sensors", {}).get(modality)
-    # nothing may come from test columns
-    fill = np.nanmean(np.asarray(scene)[..., ~test], (1, 2)) if sensor is None else sensor.mean
-    x, ok = scene_array(scene, fill)
     step = _window_step(encoder, cell, scale)
-    window = window or fit_window(x.shape[1], test, step, _own_window(encoder, step, scale))
-    wins = scene_windows(x.shape[1], test, window, cell)
-    v = scene_tokens(encoder, x, wins, window, cell, modality, layers, scale, bs)
-    cells = Cells(v, np.where(ok, y, 255), test, cell, wins, window, min_labelled)
+    window = window or fit_window(len(y), test, step, _own_window(encoder, step, scale))
+    wins = scene_windows(len(y), test, window, cell)
+    v = []
+    for s in scenes:
+        # nothing may come from test columns
+        fill = np.nanmean(np.asarray(s)[..., ~test], (1, 2)) if sensor is None else sensor.mean
+        x, ok = scene_array(s, fill)
+        y = np.where(ok, y, 255)  # only where all dates are valid
+        v.append(scene_tokens(encoder, x, wins, window, cell, modality, layers, scale, bs))
+    cells = Cells(torch.cat(v, -1), y, test, cell, wins, window, min_labelled)
     return probe_cells(cells, classes or names, probe, seed=seed, **kwargs)
 
 
@@ -316,7 +366,7 @@ def scene_classifier(
 
 # %% ../../nbs/probes/03_scene_probe.ipynb #8ab7fad9
 def pixel_forest(
-    scene,  # `DataArray` or array (C,H,W), NaN = no data
+    scene,  # `DataArray` or array (C,H,W), NaN = no data; a list: dates of one ground, joined
     labels,  # path, `DataArray` or array (H,W), 255 = unlabelled
     test=None,  # (W,) bool, test columns; None: `choose_test`
     trees: int = 60,  # in the forest
@@ -329,8 +379,9 @@ def pixel_forest(
     "Random forest on single pixels, the scene split as in `scene_probe`."
     from sklearn.ensemble import RandomForestClassifier
 
-    y, names = read_labels(labels, scene, classes)
-    x, ok = scene_array(scene)
+    scenes = one_ground(scene)
+    y, names = read_labels(labels, scenes[0], classes)
+    x, ok = scene_array(np.concatenate(scenes))
     test = choose_test(y) if test is None else np.asarray(test, bool)
     on = (y != 255) & ok.numpy()
     tr, te = on & ~test[None], on & test[None]
