@@ -15,6 +15,7 @@ from eo_brew.data.dataloaders import eo_dataloaders
 from eo_brew.methods.deo import DEOLoss, DEOModel, deo_learner, distill_layers
 from eo_brew.models.encoder import create_encoder
 from eo_brew.scenes.open import sample_scene
+import eo_brew.runs.precision  # noqa: F401  (adds `.to_precision`)
 from eo_brew.train.inputs import ViewsCallback
 from eo_brew.train.targets import VFMTargets
 from eo_brew.models.teachers import efficientnet_lite_teacher
@@ -614,3 +615,14 @@ def test_tokens_without_data_are_no_pair(vfm):
         fit(learn)
         shares.append(sum(look.shares) / len(look.shares))
     assert 0 < shares[1] < 0.7 * shares[0]
+
+
+def test_a_dense_teacher_in_half_precision(vfm):
+    "Places are computed in fp32 inside bf16, too: the loss is the same but for rounding."
+    losses = []
+    for precision in ("fp32", "bf16"):
+        learn = learner(vfm, **DENSE).to_precision(precision)
+        fit(learn)
+        losses.append({k: float(v) for k, v in learn.loss_func.parts.items()})
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)

@@ -32,6 +32,7 @@ def same_ground(
     grid: tuple,  # (h,w) tokens of that view
     other: dict,  # another view of the same windows
 ) -> Tensor:  # (B,h,w,2): (x,y) in the other view, -1..1 where it sees the place
-    "Where the middles of a view's tokens lie in another view."
-    m = torch.linalg.inv_ex(view_matrix(other))[0] @ view_matrix(view)
-    return F.affine_grid(m[:, :2], (len(m), 1, *grid), align_corners=False)
+    "Where the middles of a view's tokens lie in another view, in fp32 also inside autocast."
+    with torch.autocast(view["box"].device.type, enabled=False):
+        m = torch.linalg.inv_ex(view_matrix(other))[0] @ view_matrix(view)
+        return F.affine_grid(m[:, :2], (len(m), 1, *grid), align_corners=False)
