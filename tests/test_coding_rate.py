@@ -184,6 +184,22 @@ def _share():
     return rate.item(), e.item(), z.grad[0]
 
 
+def _local_share():
+    z = _whole()[:, :3] if dist.get_rank() == 0 else _whole()[:, 3:]
+    loss = SimDINOLoss(smooth=False, local_cov=True)
+    return loss.expansion(z, z).item()
+
+
+def test_local_covariance_has_the_scale_of_all_processes(tmp_path):
+    "Released (`reduce_cov=0`): the sum over 3 or 4 samples, gamma and D/(B eps) of all 7."
+    z, (b, d) = _whole(), (7, 5)
+    for found, own in zip(on_two(_local_share, tmp_path), (z[:, :3], z[:, 3:])):
+        rates = [0.5 * torch.logdet(torch.eye(d) + d / (b * 0.05) * (o.T @ o).float()) for o in own]
+        want = (d + b) / (d * b) * sum(rates).item() / 2
+        assert found == pytest.approx(want, rel=1e-4)
+        assert found < 0.9 * SimDINOLoss(smooth=False).expansion(z, z).item()
+
+
 def test_two_processes_equal_one(tmp_path):
     found = on_two(_share, tmp_path)
     z = _whole().requires_grad_()

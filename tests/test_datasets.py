@@ -359,18 +359,7 @@ def test_recipe_of_a_torchgeo_row(tmp_path):
     from eo_brew.models.encoder import create_encoder
     from eo_brew.tasks.benchmarks import run_recipe
 
-    rng = np.random.default_rng(0)
-    for s in ("train", "val", "test"):
-        for k in range(2):
-            a = rng.integers(0, 90, (32, 64, 3)).astype("uint8")
-            b = a.copy()
-            b[8:16, 8:40] += 150
-            for folder, x in (
-                ("A", a),
-                ("B", b),
-                ("label", (b != a).any(-1).astype("uint8") * 255),
-            ):
-                save_png(tmp_path / folder / f"{s}_{k}.png", x)
+    levir(tmp_path, np.random.default_rng(0))
     enc = create_encoder(
         "vit_tiny_patch16_224",
         {"rgb": "rgb"},
@@ -382,6 +371,16 @@ def test_recipe_of_a_torchgeo_row(tmp_path):
     )
     out = run_recipe("LEVIR-CD", enc, tmp_path, size=32, epochs=6, bs=2, progress=False)
     assert set(out) == {"change_f1", "change_iou"} and out["change_f1"] > 0.5
+
+
+def levir(folder, rng):
+    for s in ("train", "val", "test"):
+        for k in range(2):
+            a = rng.integers(0, 90, (32, 64, 3)).astype("uint8")
+            b = a.copy()
+            b[8:16, 8:40] += 150
+            for kind, x in (("A", a), ("B", b), ("label", (b != a).any(-1).astype("uint8") * 255)):
+                save_png(folder / kind / f"{s}_{k}.png", x)
 
 
 def city(folder, rng, split):
@@ -432,6 +431,111 @@ def potsdam(folder, rng):
 
 def vaihingen(folder, rng):
     town(folder, rng, datasets().Vaihingen2D, "top/{}.tif", "{}.tif", 3)
+
+
+def heights(file, mask, lacks=0):
+    "A surface model in metres: what is labelled white stands 30 m out of a plane."
+    from PIL import Image
+
+    y = np.asarray(Image.open(mask)).astype(int).sum(-1)
+    z = 40.0 + 30 * (y == 3 * 255)
+    write_tif(file, z[None, :, : z.shape[1] - lacks], "float32")
+
+
+def potsdam_dsm(folder, rng):
+    potsdam(folder, rng)
+    for k, mask in enumerate(sorted(folder.glob("*_label.tif"))):
+        row, column = map(int, mask.stem.split("_")[2:4])
+        heights(folder / f"1_DSM/dsm_potsdam_{row:02}_{column:02}.tif", mask, lacks=k == 0)
+
+
+def vaihingen_dsm(folder, rng):
+    vaihingen(folder, rng)
+    for mask in folder.glob("*.tif"):
+        number = mask.stem.removeprefix("top_mosaic_09cm_area")
+        heights(folder / f"dsm/dsm_09cm_matching_area{number}.tif", mask)
+
+
+def photos(folder, rng, name, numbers):
+    "Photographs in class folders, as bright as the number of their class."
+    for k, place in enumerate(("Airport", "Beach", "Forest")):
+        for i in numbers:
+            x = rng.integers(0, 40, (40, 48, 3)) + 80 * k
+            save_png(folder / name.format(place=place, i=i), x.astype("uint8"))
+
+
+def aid(folder, rng):
+    photos(folder, rng, "{place}/{place}_{i}.jpg", range(1, 21))
+
+
+def nwpu(folder, rng):
+    photos(folder, rng, "NWPU-RESISC45/{place}/{place}_{i:03}.jpg", range(1, 21))
+    for split, numbers in (
+        ("train", range(1, 11)),
+        ("val", range(11, 13)),
+        ("test", range(13, 21)),
+    ):
+        names = [f"{p}_{i:03}.jpg" for p in ("Airport", "Beach", "Forest") for i in numbers]
+        (folder / f"resisc45-{split}.txt").write_text("\n".join(names))
+
+
+def dior(folder, rng):
+    "Pascal VOC boxes, and the table of the splits that torchgeo reads."
+    name, rows = datasets().DIOR.classes[3], ["image_path,label_path,split"]
+    for i, split in enumerate(("train", "train", "val", "val")):
+        save_png(folder / f"{i}.jpg", rng.integers(0, 255, (64, 64, 3)).astype("uint8"))
+        corners = "<xmin>8</xmin><ymin>8</ymin><xmax>40</xmax><ymax>40</ymax>"
+        box = f"<object><name>{name}</name><bndbox>{corners}</bndbox></object>"
+        (folder / f"{i}.xml").write_text(
+            f"<annotation><filename>{i}.jpg</filename>{box}</annotation>"
+        )
+        rows.append(f"{i}.jpg,{i}.xml,{split}")
+    (folder / "sample_df.csv").write_text("\n".join(rows))
+
+
+def dota(folder, rng):
+    "Rotated boxes, and images that are larger and smaller than a window."
+    rows = ["image_path,annotation_path,split,version"]
+    for split in ("train", "val"):
+        notes = folder / split / "annotations" / "version1.0"
+        notes.mkdir(parents=True)
+        for k, size in (("a", (40, 100, 3)), ("b", (64, 64, 3))):
+            image = f"{split}/images/{k}.png"
+            save_png(folder / image, rng.integers(0, 255, size).astype("uint8"))
+            (notes / f"{k}.txt").write_text("20 4 36 20 20 36 4 20 ship 0\n")
+            rows.append(f"{image},{(notes / f'{k}.txt').relative_to(folder)},{split},1.0")
+    (folder / "samples.csv").write_text("\n".join(rows))
+
+
+def floods(folder, rng):
+    hand = folder / "v1.1/data/flood_events/HandLabeled"
+    lists = folder / "v1.1/splits/flood_handlabeled"
+    lists.mkdir(parents=True)
+    for split in ("train", "test"):
+        for i in range(2):
+            y = np.repeat(rng.integers(-1, 2, (4, 4)), 8, 0).repeat(8, 1)[None]
+            write_tif(hand / f"S2Hand/{split}{i}_S2Hand.tif", 900 + 500 * y + np.zeros((13, 1, 1)))
+            write_tif(hand / f"LabelHand/{split}{i}_LabelHand.tif", y, "int16")
+        rows = [f"{split}{i}_S1Hand.tif,{split}{i}_LabelHand.tif\n" for i in range(2)]
+        (lists / f"flood_{split}_data.csv").write_text("".join(rows))
+
+
+def second(folder, rng):
+    for split in ("train", "test"):
+        for i in range(2):
+            x = rng.integers(0, 99, (32, 32, 3)).astype("uint8")
+            y = np.full((32, 32, 3), 255, "uint8")
+            y[8:16, 8:24] = 60
+            for kind, image in (("im1", x), ("im2", x + (y != 255) * 99), ("label1", y)):
+                save_png(folder / split / kind / f"{i}.png", image.astype("uint8"))
+
+
+def us3d(folder, rng):
+    for split in ("train", "test"):
+        for i in range(2):
+            z = np.repeat(rng.uniform(2, 20, (4, 4)), 8, 0).repeat(8, 1)[None]
+            write_tif(folder / split / f"{i}_RGB.tif", (12 * z).repeat(3, 0), "uint8")
+            write_tif(folder / split / f"{i}_AGL.tif", z, "float32")
 
 
 def pastis(folder, rng):
@@ -491,35 +595,157 @@ def datasets():
     return pytest.importorskip("torchgeo.datasets")
 
 
-@pytest.mark.parametrize(
-    "name,write,bands,changes",
-    [
-        ("OSCD", oscd, "ms", dict(size=32, epochs=2)),
-        ("PASTIS", pastis, "ms", dict(epochs=2)),
-        ("SpaceNet, 10%", rio, "rgb", dict(size=96, epochs=1)),
-        ("Potsdam", potsdam, "rgb", dict(size=32, epochs=2)),
-        ("Vaihingen", vaihingen, "rgb", dict(size=32, epochs=2)),
-    ],
-)
-def test_recipes_run_on_the_published_layouts(tmp_path, name, write, bands, changes):
+TEN = "B02 B03 B04 B05 B06 B07 B08 B8A B11 B12".split()
+DENSE, BOXES = dict(size=32, epochs=2), dict(size=64, epochs=2)
+PUBLIC = {
+    "OSCD": (oscd, DENSE),
+    "PASTIS": (pastis, dict(epochs=2)),
+    "SpaceNet": (rio, dict(size=96, epochs=1, share=0.2)),
+    "SpaceNet, 10%": (rio, dict(size=96, epochs=1)),
+    "Sen1Floods11": (floods, DENSE),
+    "LEVIR-CD": (levir, DENSE),
+    "Potsdam": (potsdam, DENSE),
+    "Potsdam, released": (potsdam, dict(size=32, batches=2)),
+    "Potsdam + DSM": (potsdam_dsm, DENSE),
+    "Vaihingen": (vaihingen, DENSE),
+    "Vaihingen + DSM": (vaihingen_dsm, DENSE),
+    "SECOND": (second, DENSE),
+    "US3D": (us3d, DENSE),
+    "AID": (aid, dict(resize=32)),
+    "AID, 20%": (aid, dict(resize=32, epochs=2)),
+    "NWPU": (nwpu, dict(resize=32)),
+    "NWPU, 20%": (nwpu, dict(resize=32, epochs=2)),
+    "DIOR": (dior, BOXES),
+    "DOTA": (dota, BOXES),
+}
+
+
+def run_row(name, folder, **changes):
+    "A row with an encoder of its modalities that is next to nothing."
     from eo_brew.models.encoder import create_encoder
     from eo_brew.tasks.benchmarks import RECIPES, run_recipe
 
-    datasets()
     torch.manual_seed(0)
-    write(tmp_path, np.random.default_rng(0))
-    sensors = {
-        "ms": {"ms": sub(*"B02 B03 B04 B05 B06 B07 B08 B8A B11 B12".split())},
-        "rgb": {"rgb": "rgb"},
-    }[bands]
+    row = RECIPES[name]
+    sensors = {"ms": sub(*TEN), "rgb": "rgb", "dsm": "dsm"}
     enc = create_encoder(
         "vit_tiny_patch16_224",
-        sensors,
+        {m: sensors[m] for m in (row.modality, *row.others)},
         img_size=32,
         patch_size=8,
         depth=4,
         embed_dim=24,
         num_heads=1,
     )
-    out = run_recipe(name, enc, tmp_path, bs=4, progress=False, **changes)
-    assert RECIPES[name].metric in out and all(0 <= v <= 1 for v in out.values())
+    before = [p.detach().clone() for p in enc.parameters()]
+    out = run_recipe(name, enc, folder, bs=4, progress=False, **changes)
+    moved = [bool((a != b).any()) for a, b in zip(before, enc.parameters())]
+    return row, out, moved
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_recipes_run_on_the_published_layouts(tmp_path, name):
+    "Reading, a few steps, a score; a frozen encoder stays as it is, another one is trained."
+    datasets()
+    write, changes = PUBLIC[name]
+    write(tmp_path, np.random.default_rng(0))
+    row, out, moved = run_row(name, tmp_path, **changes)
+    assert row.metric in out and row.ran == "generated files"
+    assert all(np.isfinite(v) for v in out.values())
+    assert any(moved) != row.frozen
+
+
+def test_every_row_is_run_here():
+    from eo_brew.tasks.benchmarks import RECIPES
+
+    assert set(PUBLIC) | set(GEOBENCH) == set(RECIPES)
+
+
+def test_what_a_row_of_boxes_sees(tmp_path):
+    "Windows of images of any size; the horizontal box around a rotated one; zeros that the mask leaves out."
+    from eo_brew.tasks.benchmarks import RECIPES, recipe_data
+
+    datasets()
+    dota(tmp_path, np.random.default_rng(0))
+    from dataclasses import replace
+
+    train, _ = recipe_data(replace(RECIPES["DOTA"], size=64), get_sensor("rgb"), tmp_path)
+    assert len(train) == 3  # 40 x 100 and 64 x 64
+    (d, y), (_, beside) = train[0], train[1]
+    assert d["rgb"].shape == (3, 64, 64) and int(d["rgb_valid"].sum()) == 40 * 64
+    assert y["boxes"].tolist() == [[4, 4, 36, 36]] and y["labels"].tolist() == [2]
+    assert beside["boxes"].shape == (0, 4)
+
+
+def test_heights_reach_the_row_that_has_them(tmp_path):
+    "What the colours of a window do not tell, the surface model does."
+    from dataclasses import replace
+    from eo_brew.tasks.benchmarks import RECIPES, recipe_data
+
+    datasets()
+    potsdam_dsm(tmp_path, np.random.default_rng(0))
+    row = replace(RECIPES["Potsdam + DSM"], size=32)
+    train, test = recipe_data(row, get_sensor("rgb"), tmp_path)
+    for d, y in (*train, *test):
+        assert set(d) == {"rgb", "dsm"} and d["dsm"].shape == (1, 32, 32)
+        assert set(d["dsm"].unique().tolist()) <= {40.0, 70.0}
+        assert torch.equal(d["dsm"][0][y != 255] == 70, y[y != 255] == 1)  # white is class 1
+
+
+# bands as GEO-Bench writes them: (name, aliases); what the data sets of colours have beside them is left out
+NAMES = "02 - Blue,03 - Green,04 - Red,05 - Vegetation Red Edge,06 - Vegetation Red Edge"
+NAMES += ",07 - Vegetation Red Edge,08 - NIR,08A - Vegetation Red Edge,11 - SWIR,12 - SWIR"
+GEOBENCH = {
+    "m-bigearthnet": "several",
+    "m-bigearthnet, 10%": "several",
+    "m-so2sat": "one",
+    "m-eurosat": "one",
+    "m-nz-cattle": "raster",
+    "m-pv4ger-seg": "raster",
+    "m-chesapeake": "raster",
+    "m-SA-crop-type": "raster",
+    "m-SA-crop-type, 10%": "raster",
+    "m-cashew-plant": "raster",
+}
+
+
+def geobench_row(folder, row, kind, rng):
+    "Samples in HDF5, specifications and a partition, by geobench's own writer."
+    dataset = pytest.importorskip("geobench.dataset")
+    from geobench.task import TaskSpecifications
+
+    ms = row.modality == "ms"
+    names = NAMES.split(",") if ms else ["Red", "Green", "Blue"]
+    info = [dataset.Sentinel2(n, (n.split(" -")[0], n.lower()), 10) for n in names]
+    label_info = dataset.SegmentationClasses("label", 10, n_classes=row.classes)
+    partition = dataset.Partition()
+    few = kind == "raster"  # a head of UPerNet takes its time
+    for split, n in (("train", 10 if few else 40), ("valid", 2), ("test", 2 if few else 8)):
+        for k in range(n):
+            y = {
+                "one": k % 2,
+                "several": np.array([k % 2, 1 - k % 2]),
+                "raster": rng.integers(0, row.classes, (32, 32)),
+            }[kind]
+            level = 100 + 100 * (y if kind == "raster" else np.full((32, 32), k % 2))
+            bands = [dataset.Band(level.astype(float), b, 10) for b in info]
+            label = dataset.Band(y, label_info, 10) if kind == "raster" else y
+            dataset.Sample(bands, label, f"{split}{k}").write(folder)
+            partition.add(split, f"{split}{k}")
+    partition.save(folder, "default")
+    TaskSpecifications(
+        folder.name, info, 10, patch_size=(32, 32), n_time_steps=1, label_type=kind
+    ).save(folder, overwrite=True)
+
+
+@pytest.mark.parametrize("name", GEOBENCH)
+def test_recipes_run_on_files_of_geobench(tmp_path, monkeypatch, name):
+    from eo_brew.tasks.benchmarks import RECIPES
+
+    monkeypatch.setenv("GEO_BENCH_DIR", str(tmp_path))
+    row, kind = RECIPES[name], GEOBENCH[name]
+    part = tmp_path / row.reads.removeprefix("geobench ")
+    part.mkdir(parents=True)
+    geobench_row(part, row, kind, np.random.default_rng(0))
+    row, out, moved = run_row(name, tmp_path, **({"epochs": 1} if kind == "raster" else {}))
+    assert row.metric in out and all(0 <= v <= 1 for v in out.values()) and not any(moved)

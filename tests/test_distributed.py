@@ -71,7 +71,7 @@ def deo_gradients(local=False):
     target["ms"] = model.teacher(torch.cat([v["ms"] for v in views[:2]])).unflatten(0, (2, -1))
     loss = DEOLoss()
     if local:
-        loss.ms.reduce = lambda t: t
+        loss.ms.local_cov = True
     wrapped = (
         DistributedDataParallel(model, broadcast_buffers=False) if dist.is_initialized() else model
     )

@@ -6,7 +6,9 @@ from hypothesis import given, settings, strategies as st
 
 from eo_brew.views.masking import (
     block_mask,
+    SCORES,
     complement_share,
+    complement_share_by_epoch,
     cross_modal_mask,
     cross_modal_masks,
     grey_levels,
@@ -60,15 +62,23 @@ def test_invalid_patches_are_hidden_as_long_as_there_is_room(seed):
                 assert not (row & ok).any()  # everything hidden is invalid
 
 
-def plain_scores(images, p):
+def plain_scores(images, p, over="pixels"):
     "Loops over samples, patches and pixels; Sobel written out."
     out = []
     for b in range(len(images[0])):
         total = None
         for x in images:
-            g = x[b].double().mean(0)
+            z, g = x[b].double(), x[b].double().mean(0)
             h, w = g.shape
-            at = lambda i, j: g[min(max(i, 0), h - 1), min(max(j, 0), w - 1)]
+            held = z if over == "channels" else g[None]  # what the variance is taken over
+            inside = lambda i, n: min(max(i, 0), n - 1)
+            if over == "channels":
+                inside = lambda i, n: (
+                    n - 1 - abs(n - 1 - abs(i))
+                )  # mirrored, without the border twice
+                if len(z) == 3:
+                    g = 0.299 * z[0] + 0.587 * z[1] + 0.114 * z[2]
+            at = lambda i, j: g[inside(i, h), inside(j, w)]
             slope = torch.zeros_like(g)
             for i in range(h):
                 for j in range(w):
@@ -83,7 +93,8 @@ def plain_scores(images, p):
                     slope[i, j] = (dx**2 + dy**2).sqrt()
             s = torch.stack(
                 [
-                    slope[i : i + p, j : j + p].mean() + g[i : i + p, j : j + p].var(unbiased=False)
+                    slope[i : i + p, j : j + p].mean()
+                    + held[:, i : i + p, j : j + p].var(unbiased=False)
                     for i in range(0, h, p)
                     for j in range(0, w, p)
                 ]
@@ -93,14 +104,27 @@ def plain_scores(images, p):
     return torch.stack(out)
 
 
-def test_scores_equal_a_plain_loop():
+@pytest.mark.parametrize("over", ["pixels", "channels"])
+def test_scores_equal_a_plain_loop(over):
     images = [
         torch.rand(2, 3, 12, 8, generator=gen()) * 255,
         torch.rand(2, 1, 12, 8, generator=gen(1)) * 255,
+        torch.rand(2, 5, 12, 8, generator=gen(2)) * 255,
     ]
-    torch.testing.assert_close(
-        info_scores(images, 4).double(), plain_scores(images, 4), rtol=1e-5, atol=1e-2
-    )
+    found = info_scores(images, 4, over=over).double()
+    torch.testing.assert_close(found, plain_scores(images, 4, over), rtol=1e-5, atol=1e-2)
+
+
+def test_a_flat_coloured_patch_is_rich_as_released_only():
+    x = torch.full((1, 3, 32, 32), 100.0)
+    x[:, 0, :16] = 200.0  # the upper half is red, as flat as the lower one
+    valid = torch.ones(1, 1, 32, 32, dtype=torch.bool)
+    for seen in (None, [valid]):
+        here, theirs = (info_scores(x, 8, seen, over)[0].view(4, 4) for over in SCORES)
+        assert (here[[0, 3]] < 1e-6).all()  # away from the border between the halves
+        assert (theirs[0] > 2000).all() and (theirs[3] < 1e-6).all()
+    with pytest.raises(ValueError, match="over='luma'"):
+        info_scores(x, 8, over="luma")
 
 
 def test_scores_are_linear_in_neither_wrap_nor_saturation():
@@ -200,6 +224,19 @@ def test_the_curriculum_rises_in_steps():
         0.7,
     ]
     assert complement_share(0.3, 0.5, 0.5, 1) == 0.5
+
+
+def test_the_released_curriculum_counts_epochs():
+    "Released: .7 from the 60th of 500 epochs on, an eighth of the run."
+    assert [round(complement_share_by_epoch(e), 6) for e in (0, 9, 10, 35, 59, 60, 499)] == [
+        0.1,
+        0.1,
+        0.2,
+        0.4,
+        0.6,
+        0.7,
+        0.7,
+    ]
 
 
 def test_a_seed_gives_the_same_masks_and_the_global_seed_does_too():

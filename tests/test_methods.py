@@ -105,13 +105,36 @@ def test_released_is_what_the_authors_code_differs_in():
     ] == {
         "optical": {"same_view": False, "tap_norm": False},
         "schedule": {"decay_tables": True},
+        "multispectral": {"local_cov": True},
     }
     learn = get_method("deo").create(loaders(), "released", arch=SMALL, vfm=None)
     decaying = {id(p) for p in learn.splitter(learn.model)[0]}
     trunk = learn.model.encoder.trunk
     assert {id(trunk.cls_token), id(trunk.pos_embed)} <= decaying
     assert id(trunk.norm.weight) not in decaying
-    assert not get_method("mssdf").create(loaders(), "released", arch=SMALL).loss_func.split
+    assert learn.loss_func.ms.local_cov
+    masked = get_method("mssdf").create(loaders(), "released", arch=SMALL)
+    assert masked.loss_func.on_predictions and not masked.loss_func.split
+    assert (masked.mask.scores, masked.mask.q_epochs) == ("channels", 10)
+
+
+@pytest.mark.parametrize("size,rate", [("tiny", 0.2), ("small", 0.3), ("base", 0.5)])
+def test_a_released_swin_is_that_of_torchvision(size, rate):
+    "Its drop path is never passed on, so torchvision's own holds; its windows pad before they shift."
+    import torchvision
+
+    theirs = getattr(torchvision.models, f"swin_{size[0]}")()
+    assert theirs.features[-1][-1].stochastic_depth.p == rate
+    less = dict(img_size=64, embed_dim=24, depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 3))
+    arch = dict(arch=f"swin_{size}_patch4_window7_224", window_size=4, **less)
+    build = lambda preset, **kw: get_method("deo").create(
+        loaders(), preset, arch=arch, vfm=None, hidden=32, head_dim=8, **kw
+    )
+    config = build("released").model.encoder.config
+    assert (config["drop_path"], config["windows"]) == (rate, "torchvision")
+    paper = build("paper").model.encoder.config
+    assert (paper["drop_path"], paper["windows"]) == (0.1, "timm")
+    assert build("released", drop_path=0.0).model.encoder.config["drop_path"] == 0.0
 
 
 @pytest.mark.parametrize("choose", [choose_deo, choose_mssdf])

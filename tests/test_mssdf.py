@@ -1,7 +1,7 @@
 "MSSDF end to end on the shipped scenes, and the faults of the released code that must not come back."
 
 import warnings
-from itertools import permutations
+from itertools import combinations, permutations
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from fastai.torch_core import set_seed
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from eo_brew.losses.distill import hsic, info_nce
 from eo_brew.train.log import StepLog
 from eo_brew.runs.checkpoints import CheckpointCallback
 from eo_brew.models.encoder import create_encoder
@@ -239,13 +240,65 @@ def first_batch(olinda, change=None, **kwargs):
 
 
 def test_alignment_and_hsic_work_on_parts_of_their_own(olinda):
-    "Released: both on the same features."
+    "`split=False`: both on the same features."
     model, xb, target = first_batch(olinda)
     for split, shared_pulled in ((True, False), (False, True)):
         model.zero_grad()
         MSSDFLoss(dict(recon=0, align=0, modality=0), split=split)(model(*xb), target).backward()
         has = lambda m: any(p.grad is not None and p.grad.abs().sum() > 0 for p in m.parameters())
         assert has(model.shared) == shared_pulled and has(model.unique) == (not shared_pulled)
+
+
+def test_as_released_both_act_on_the_predictions_of_the_decoder(olinda):
+    "Without projections: the same two terms by hand, and a gradient for the decoder."
+    model, xb, target = first_batch(olinda, on_predictions=True)
+    assert model.shared is None and not len(model.unique)
+    out, crit = model(*xb), MSSDFLoss(dict(recon=0, modality=0), on_predictions=True)
+    crit(out, target).backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.decoder.predict.parameters())
+    pairs = list(combinations(out["tokens"], 2))
+    both = lambda term: sum(term(*(out["tokens"][m].flatten(0, 1) for m in p)) for p in pairs)
+    for name, term in (("align", info_nce), ("hsic", hsic)):
+        torch.testing.assert_close(crit.parts[name], both(term).detach() / len(pairs))
+
+
+def test_released_curriculum_and_scores_reach_the_masks(olinda):
+    learn = learner(olinda, preset="released")
+    assert learn.loss_func.on_predictions and learn.mask.scores == "channels"
+    shares = []
+
+    class Look(Callback):
+        order = 100
+
+        def after_batch(self):
+            shares.append(round(learn.mask.share, 3))
+
+    learn.mask.q_epochs, n = 1, len(learn.dls.train)
+    learn.add_cb(Look())
+    fit(learn, 2)
+    assert shares[:n] == [0.1] * n and shares[-1] == 0.2
+    view = learn.dls.one_batch()[0] | {"rgb": torch.rand(8, 3, 32, 32)}
+    draw = lambda: learn.mask.draw(view, 0.0, torch.Generator().manual_seed(0))["ms_mask"]
+    theirs = draw()
+    learn.mask.scores = "pixels"
+    assert not torch.equal(theirs, draw())
+
+
+def test_networks_are_not_the_released_ones_in_four_things(olinda):
+    "Released: fixed positions, no bias, heads of 64 channels, a CLS that is added and not read."
+    model, ((view,), _), _ = first_batch(olinda, encoder=TINY | dict(embed_dim=128, num_heads=2))
+    assert model.encoder.trunk.pos_embed.requires_grad and model.fusion.project.bias is not None
+    width, blocks = model.fusion.width, (*model.fusion.blocks.blocks, *model.decoder.blocks.blocks)
+    assert width == 64 and {b.attn.num_heads for b in blocks} == {2}
+    read = []
+    model.fusion.register_forward_pre_hook(lambda m, args: read.append(args[0]))
+    model.eval()([view])
+    tokens = read[0]
+    args = [{m: view[f"{m}_{k}"] for m in tokens} for k in ("mask", "patch_valid")]
+    before = model.fusion(tokens, *args).tokens
+    for t in tokens.values():
+        t.cls = torch.randn_like(t.cls)
+    assert not torch.allclose(model.fusion(tokens, *args).tokens, before, atol=1e-3)
 
 
 def test_alignment_reaches_the_encoder_and_compares_the_same_places(olinda):

@@ -302,6 +302,60 @@ class Tiles:
         y[: -r % n], y[:, : -c % n] = (float("nan") if y.is_floating_point() else 255,) * 2
         return {k: cut(v) if v.ndim > 1 else v for k, v in d.items()}, y
 
+# %% ../../nbs/data/09_datasets.ipynb #b50d5058
+class BoxTiles(Tiles):
+    "Windows of images with boxes, each with the boxes of which it shows at least half."
+
+    def _corners(self, i):
+        n, (h, w) = self.size, self.sample(i)[0][self.modality].shape[-2:]
+        ys, xs = (window_starts(max(side, n), n, n).tolist() for side in (h, w))
+        return [(y, x) for y in ys for x in xs]
+
+    def __getitem__(self, j):
+        (i, r, c), n = self.at[j], self.size
+        d, y = self.sample(i)
+        x = d[self.modality][..., r : r + n, c : c + n]
+        h, w = x.shape[-2:]
+        fill = lambda v: torch.nn.functional.pad(v, (0, n - w, 0, n - h))
+        boxes = y["boxes"] - torch.tensor([c, r, c, r])
+        seen = boxes.clamp(min=0).minimum(torch.tensor([w, h, w, h]))
+        area = lambda b: (b[:, 2:] - b[:, :2]).clamp(min=0).prod(1)
+        keep = (area(seen) > 0) & (area(seen) >= area(boxes) / 2)
+        batch = {self.modality: fill(x), f"{self.modality}_valid": fill(torch.ones(1, h, w).bool())}
+        return batch, dict(boxes=seen[keep], labels=y["labels"][keep])
+
+# %% ../../nbs/data/09_datasets.ipynb #403c3429
+class WithHeights:
+    "The samples of a data set, and the surface model of the same ground in metres."
+
+    def __init__(
+        self,
+        ds,  # data set of `(dict, y)` with raster labels
+        files,  # path of a raster of heights for each sample
+        modality: str = "dsm",  # name in the dict
+    ):
+        self.ds = ds
+        self.files = files
+        self.heights = modality
+        self.sensor = ds.sensor
+        self.modality = ds.modality
+
+    def __len__(self):
+        return len(self.ds)
+
+    def __getitem__(self, i):
+        d, y = self.ds[i]
+        with _no_place_needed(), rasterio.open(self.files[i]) as f:
+            z = torch.from_numpy(f.read(1).astype("float32"))
+        lacks = [a - b for a, b in zip(y.shape, z.shape)]
+        if not set(lacks) <= {0, 1}:
+            raise ValueError(
+                f"heights {self.files[i]} have {tuple(z.shape)} pixels, their image {tuple(y.shape)}: "
+                "both must lie on one grid."
+            )
+        rows, columns = ([*range(n - k), *[n - k - 1] * k] for n, k in zip(y.shape, lacks))
+        return d | {self.heights: z[rows][:, columns][None]}, y  # Potsdam's 3_13 lacks a column
+
 # %% ../../nbs/data/09_datasets.ipynb #906457e4
 def dataset_loaders(
     train,  # data set of `(dict, y)`

@@ -19,6 +19,7 @@ def coding_rate(
     z: Tensor,  # features (B,D), usually unit rows
     eps: float = 0.05,  # squared precision, > 0; small values weigh small directions more
     reduce: Callable | None = None,  # sums over processes (`sum_processes`); None: `z` is all
+    count: float | Tensor = None,  # samples that the scale counts; None: the rows that are summed
 ) -> Tensor:  # scalar, nats; fp32 (or fp64 when `z` is), also inside autocast
     "Coding rate 1/2 log det(I + D/(B eps) Z'Z) of the rows of `z`."
     if z.ndim != 2:
@@ -33,6 +34,7 @@ def coding_rate(
         gram = z.T @ z if d <= n or reduce else z @ z.T
         if reduce:
             gram, n = reduce(gram), reduce(gram.new_full((), float(n)))
+        n = n if count is None else count
         m = torch.eye(len(gram), device=z.device, dtype=z.dtype) + d / (n * eps) * gram
         return torch.linalg.cholesky_ex(m)[0].diagonal().log().sum()
 
@@ -72,13 +74,13 @@ class SimDINOLoss(nn.Module):
         eps: float = 0.05,  # squared precision of the coding rate, > 0
         smooth: bool = True,  # expand the mean of student and teacher (False: the student alone)
         same_view: bool = False,  # compare a view with itself too, in the agreement?
-        reduce: Callable = sum_processes,  # adds up over processes; `lambda t: t` keeps the batch local
+        local_cov: bool = False,  # covariance of each process alone, in the scale of all; True as released
     ):
         super().__init__()
         self.eps = eps
         self.smooth = smooth
         self.same_view = same_view
-        self.reduce = reduce
+        self.local_cov = local_cov
         self.parts = {}
 
     def expansion(
@@ -91,10 +93,11 @@ class SimDINOLoss(nn.Module):
         if self.smooth:
             z = (z + teacher.float()) / 2
         b, d = z.shape[1:]
-        reduce = self.reduce if n_processes() > 1 else None
-        if reduce:
-            b = reduce(z.new_full((), float(b)))
-        return (d + b) / (d * b) * sum(coding_rate(o, self.eps, reduce) for o in z) / 2
+        several = n_processes() > 1
+        if several:
+            b = sum_processes(z.new_full((), float(b)))
+        reduce = sum_processes if several and not self.local_cov else None
+        return (d + b) / (d * b) * sum(coding_rate(o, self.eps, reduce, b) for o in z) / 2
 
     def forward(
         self,

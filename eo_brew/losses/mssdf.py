@@ -6,6 +6,8 @@
 __all__ = ['WEIGHTS', 'MSSDFLoss']
 
 # %% ../../nbs/losses/02_mssdf.ipynb #3d5224cd
+from itertools import combinations
+
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -33,7 +35,8 @@ class MSSDFLoss(nn.Module):
     def __init__(
         self,
         weights: dict = None,  # changes to `WEIGHTS`; 0 switches an objective off
-        split: bool = True,  # HSIC on projections of its own; False: on those of the alignment, as released
+        split: bool = True,  # HSIC on projections of its own; False: on those of the alignment
+        on_predictions: bool = False,  # alignment and HSIC on what the decoder predicts, as released
         max_tokens: int = 4096,  # places that alignment compares at most; bounds its memory
         alpha: float = 1.0,  # weight of the optical teacher, if there is one
     ):
@@ -42,7 +45,8 @@ class MSSDFLoss(nn.Module):
         if unknown:
             raise ValueError(f"weights has {unknown}: the objectives are {list(WEIGHTS)}")
         self.weights = {**WEIGHTS, **(weights or {})}
-        self.split = split
+        self.split = split and not on_predictions
+        self.on_predictions = on_predictions
         self.max_tokens = max_tokens
         self.alpha = alpha
         self.parts = {}
@@ -83,19 +87,26 @@ def _patch(self: MSSDFLoss, pred, target):
     return sum(map_distill_loss(said[k], target[k], weight) for k in ("mid", "late")) / 2
 
 # %% ../../nbs/losses/02_mssdf.ipynb #ebf4ca65
-def _pairs(term, pred, name):
+def _pairs(term, pairs, pred):
     """Mean of `term(a, b, valid)`, over the places of all processes, over pairs of modalities with
     at least two that hold data in both.
     """
-    if not pred.get("between"):
+    if not pairs:
         return 0.0 * pred["cls"].sum()
     # in validation each process has all samples
     rows = gather_rows if torch.is_grad_enabled() else lambda x: x
-    pairs = [
-        [rows(x.flatten(0, 1).float()) for x in (*p[name], p["valid"])] for p in pred["between"]
-    ]
+    pairs = [[rows(x.flatten(0, 1).float()) for x in p] for p in pairs]
     terms = torch.stack([term(a, b, ok > 0.5) for a, b, ok in pairs])
     return weighted_mean(terms, torch.stack([ok.sum() > 1 for *_, ok in pairs]))
+
+
+@patch
+def _features(self: MSSDFLoss, pred, target, name):
+    "Of each pair of modalities: features at the same places, and which of them hold data in both."
+    if not self.on_predictions:
+        return [(*p[name], p["valid"]) for p in pred.get("between", ())]
+    tokens, valid = pred["tokens"], target["valid"]
+    return [(tokens[a], tokens[b], valid[a] & valid[b]) for a, b in combinations(tokens, 2)]
 
 
 @patch
@@ -103,7 +114,7 @@ def _align(self: MSSDFLoss, pred, target):
     def term(a, b, ok):
         return info_nce(a, b, max_tokens=self.max_tokens, valid=ok)
 
-    return _pairs(term, pred, "shared")
+    return _pairs(term, self._features(pred, target, "shared"), pred)
 
 
 @patch
@@ -113,7 +124,7 @@ def _hsic(self: MSSDFLoss, pred, target):
     def term(a, b, ok):
         return hsic(scale(a, ok), scale(b, ok), ok)
 
-    return _pairs(term, pred, "unique" if self.split else "shared")
+    return _pairs(term, self._features(pred, target, "unique" if self.split else "shared"), pred)
 
 # %% ../../nbs/losses/02_mssdf.ipynb #000637c8
 def standardize_channels(

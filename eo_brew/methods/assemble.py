@@ -170,6 +170,7 @@ class Facts:
     rgb: bool  # is there a picture that an optical teacher could see?
     others: tuple = ()  # modalities beside the first and its colours
     dates: bool = False  # are there several of one ground, as views of each other?
+    arch: str = ""  # timm name of the student, where one was given
 
 
 def facts_of(
@@ -217,6 +218,12 @@ def with_presets(
     return wrap
 
 # %% ../../nbs/methods/01_assemble.ipynb #b7b8efd0
+def _arch(arch):
+    "timm name of a student; none of one that is built already."
+    arch = arch.get("arch", "") if isinstance(arch, dict) else arch
+    return arch if isinstance(arch, str) else ""
+
+
 def _chosen(presets, preset, given):
     "A `Preset` by its name, a dict with settings, or an object."
     if isinstance(preset, Preset):
@@ -226,14 +233,14 @@ def _chosen(presets, preset, given):
     chosen = presets[check_name(preset, presets, "preset")]
     if isinstance(chosen, Preset):
         return chosen
-    facts = facts_of(given["dls"], given.get("steps"))
+    facts = replace(facts_of(given["dls"], given.get("steps")), arch=_arch(given.get("arch")))
     if given.get("vfm", "") is None:  # nobody to look at colours
         facts = replace(facts, rgb=False)
     return chosen(facts)
 
 
 #: arguments of learners that are groups of options
-_GROUPS = ("schedule", "optical", "views", "masks", "objectives")
+_GROUPS = ("schedule", "optical", "multispectral", "views", "masks", "objectives")
 
 
 def _merged(settings, given):

@@ -180,9 +180,10 @@ class DEOLoss(nn.Module):
         smooth: bool = True,  # coding rate of the mean of student and teacher; False: of the student alone
         cls_weight: float = 1.0,  # of L_cls beside L_patch; the paper's is 1
         ms_weight: float = 1.0,  # of L_MS; the paper's is 1
+        local_cov: bool = False,  # covariance of each process alone
     ):
         super().__init__()
-        self.ms = SimDINOLoss(eps=eps, smooth=smooth)
+        self.ms = SimDINOLoss(eps=eps, smooth=smooth, local_cov=local_cov)
         self.dense = DenseSimDINOLoss(eps=eps, smooth=smooth)
         self.ms_weight = ms_weight
         self.alpha = alpha
@@ -240,6 +241,7 @@ class DEOMultispectral:
     )
     head_dim: int = 256  # width of the projection
     ms_weight: float = 1.0  # of this teacher; the optical one has alpha
+    local_cov: bool = False  # coding rate of each process's samples alone; True as released
     dense: bool = (
         False  # compare tokens of the same ground, not the CLS of whole views (not in the paper)
     )
@@ -261,16 +263,29 @@ class DEOOptical(Optical):
 PAPER = Preset(
     "paper", {}, "DEO, arXiv 2602.19863: 500,000 windows of 256 px, 100 epochs of 4 x 64"
 )
-#: where the authors' code differs from the paper in a setting
-RELEASED = Preset(
-    "released",
-    {
+#: stochastic depth of torchvision's Swins, which the authors' training of a Swin leaves as it is
+_SWIN_DROP_PATH = {"swin_tiny": 0.2, "swin_small": 0.3, "swin_base": 0.5}
+
+
+def released_deo(
+    facts,  # `Facts`
+) -> Preset:
+    "Where the authors' code differs from the paper in a setting; a Swin is torchvision's there."
+    settings = {
         "optical": {"same_view": False, "tap_norm": False},
         "schedule": {"decay_tables": True},
-    },
-    "wolfilip/DEO-FM: the CLS loss leaves out aligned pairs of views, tapped layers have no final norm, "
-    "tokens and positions decay",
-)
+        "multispectral": {"local_cov": True},
+    }
+    what = (
+        "the CLS loss leaves out aligned pairs of views, tapped layers have no final norm, tokens and positions "
+        "decay, the covariance is that of one process"
+    )
+    if facts.arch.startswith("swin_"):
+        settings["windows"] = "torchvision"
+        depth = [v for name, v in _SWIN_DROP_PATH.items() if facts.arch.startswith(name)]
+        settings |= {"drop_path": v for v in depth}
+        what += "; a Swin has torchvision's windows and stochastic depth"
+    return Preset("released", settings, f"wolfilip/DEO-FM: {what}")
 
 # %% ../../nbs/methods/02_deo.ipynb #1ef9674d
 #: a ViT that trains on two cores: 2.8 million weights
@@ -399,7 +414,7 @@ def _parts(vfm, self_distill, cls_weight):
     return parts + (["patch"] if vfm else [])
 
 # %% ../../nbs/methods/02_deo.ipynb #ae3258f0
-@with_presets(paper=PAPER, released=RELEASED, auto=choose_deo)
+@with_presets(paper=PAPER, released=released_deo, auto=choose_deo)
 def deo_learner(
     dls,  # `DataLoaders` of batches `(dict,)`, with `dls.sensors`
     arch="vit_small_patch16_224",  # timm name of a ViT or Swin, a dict of `create_encoder`'s arguments, or an `Encoder`
@@ -443,9 +458,8 @@ def deo_learner(
         tap_norm=optical.tap_norm,
         dense=own.dense,
     )
-    loss = DEOLoss(
-        own.eps, optical.alpha, optical.same_view, own.smooth, optical.cls_weight, own.ms_weight
-    )
+    weights = (optical.cls_weight, own.ms_weight)
+    loss = DEOLoss(own.eps, optical.alpha, optical.same_view, own.smooth, *weights, own.local_cov)
     callbacks = _callbacks(model, views, dls.sensors[modality], vfm, optical.cache)
     parts = _parts(vfm, self_distill, optical.cls_weight)
     learn = assemble(dls, model, loss, callbacks, schedule, parts, extra, cbs)

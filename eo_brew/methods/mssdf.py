@@ -54,6 +54,7 @@ class MSSDFModel(PretrainModel):
         vfm_widths: dict = None,  # the optical teacher's {'cls': W, 'mid': W, 'late': W}; None for no optical teacher
         distill_from: str = "rgb",  # modality whose predictions are compared with the optical teacher
         standardize: bool = False,  # standardise the optical teacher's targets
+        projections: bool = True,  # of visible tokens, for alignment and HSIC; False: these read `tokens`
     ):
         if not encoder.is_vit:
             raise ValueError(
@@ -69,8 +70,8 @@ class MSSDFModel(PretrainModel):
         self.decoder = TokenDecoder(w, encoder.width, self.modalities, depth)
         D = encoder.width
         head = partial(ProjectionHead, D, proj, hidden=2 * D, n_layers=2, normalize=False)
-        self.shared = head()
-        self.unique = nn.ModuleDict({m: head() for m in self.modalities})
+        self.shared = head() if projections else None
+        self.unique = nn.ModuleDict({m: head() for m in self.modalities if projections})
         self.classify = nn.Linear(D, len(self.modalities))
         ins = {"cls": D, "mid": w, "late": w}
         self.heads = nn.ModuleDict(
@@ -100,7 +101,7 @@ def forward(
         "modality": [self.classify(t.cls) for t in tokens.values()],
         "cls": torch.stack([t.cls for t in tokens.values()]),
     }
-    if whole:
+    if whole and self.shared:
         out["between"] = [
             self._between(tokens[a].patches, whole[b], masks[a], valid[a] & valid[b], a, b)
             for a, b in permutations(tokens, 2)
@@ -177,6 +178,8 @@ class Masking:
     masking: str = "info"  # 'info', 'random' or 'block'
     ratio: float = 0.75  # share to hide
     q: tuple = (0.1, 0.7)  # first and last share of complementary places; None: off
+    q_epochs: int = None  # epochs that `q` takes to rise by .1 (10 as released); None: equal steps
+    scores: str = "pixels"  # variance over 'pixels', or over 'channels' too (as released)
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,8 @@ class Objectives:
     "What is asked of the student."
 
     weights: dict = None  # changes to `WEIGHTS`: recon, align, hsic, modality
-    split: bool = True  # shared and unique projections; False as released
+    split: bool = True  # shared and unique projections; False: HSIC on the shared ones
+    on_predictions: bool = False  # both on the decoder's predictions; True as released
     max_tokens: int = 4096  # places that alignment compares at most
 
 # %% ../../nbs/methods/03_mssdf.ipynb #a78927bb
@@ -195,8 +199,12 @@ PAPER = Preset(
 #: where the authors' code differs from the paper in a setting
 RELEASED = Preset(
     "released",
-    {"objectives": {"split": False}},
-    "CVEO/MSSDF: alignment and HSIC act on the same features",
+    {
+        "objectives": {"on_predictions": True},
+        "masks": {"scores": "channels", "q_epochs": 10},
+    },
+    "CVEO/MSSDF: alignment and HSIC act on the decoder's predictions, the variance of a patch is over channels too, "
+    "complementary places are .7 from the 60th epoch on",
 )
 #: the paper's schedule
 MSSDF_SCHEDULE = Schedule(
@@ -240,7 +248,8 @@ def _loss(encoder, objectives, optical):
     weights = objectives.weights
     if len(encoder.modalities) < 2:
         weights = _alone(weights)
-    return MSSDFLoss(weights, objectives.split, objectives.max_tokens, optical.alpha)
+    o = objectives
+    return MSSDFLoss(weights, o.split, o.on_predictions, o.max_tokens, optical.alpha)
 
 
 def _listening(vfm, optical):
@@ -259,7 +268,8 @@ def _callbacks(dls, encoder, views, vfm, masks):
     if views is None:
         _check_grids(dls, names, encoder.patch_size)
     q = masks.q if len(names) > 1 else None
-    own = [*cut, MaskCallback(names, masks.masking, masks.ratio, q)]
+    masked = dict(q_epochs=masks.q_epochs, scores=masks.scores)
+    own = [*cut, MaskCallback(names, masks.masking, masks.ratio, q, **masked)]
     own += [TeacherTokens(), CollapseMonitor("cls")]
     if vfm:
         n_global = len(getattr(cut[0].views, "sizes", [1])) if cut else 1
@@ -303,7 +313,8 @@ def mssdf_learner(
     vfm = optical_teacher(vfm)
     loss = _loss(encoder, objectives, optical)
     decoders = (decoder_width, *decoder_depths)
-    model = MSSDFModel(encoder, *decoders, **_listening(vfm, optical))
+    listening = _listening(vfm, optical)
+    model = MSSDFModel(encoder, *decoders, **listening, projections=not objectives.on_predictions)
     parts = [name for name, weight in loss.weights.items() if weight]
     parts += ["cls", "patch"] if vfm else []
     own = _callbacks(dls, encoder, views, vfm, masks)

@@ -188,15 +188,22 @@ class DenseModel(WithEncoder):
         layers: tuple = None,  # layers for the head; default four of them, two, or the last
         modality: str = "ms",  # which entry of the batch
         channels: int = 256,  # width of UPerNet; the pixel head has at most 32
+        others: tuple = (),  # further modalities of the same ground: the head sees the mean of all maps
     ):
         super().__init__(encoder, modality)
         check_name(head, ("uper", "pixel", "linear"), "head")
+        self.others = tuple(check_name(m, encoder.modalities, "others") for m in others)
+        if others and head == "pixel":
+            raise ValueError(
+                "others: head='pixel' reads the pixels of one modality; take 'uper' or 'linear'"
+            )
         self.pyramid = Pyramid(encoder, layers) if head == "uper" else None
         usual = default_layers(encoder.depth) if head == "pixel" else (encoder.depth - 1,)
         self.layers = self.pyramid.layers if self.pyramid else tuple(layers or usual)
         widths = encoder.layer_widths(self.layers)
         self.settings = dict(n_out=n_out, head=head, layers=list(self.layers), modality=modality)
         self.settings |= dict(channels=channels)  # what a file must say to build it again
+        self.settings |= dict(others=list(others)) if others else {}
         self.kind = head
         if head == "uper":
             self.head = UPerHead(widths, n_out, channels)
@@ -206,8 +213,8 @@ class DenseModel(WithEncoder):
         else:
             self.head = nn.Conv2d(sum(widths), n_out, 1)
 
-    def maps(self, x):  # pixels (B,C,H,W) -> list of maps for the head
-        t = self.encoder(x, self.modality, layers=self.layers)
+    def maps(self, x, modality=None):  # pixels (B,C,H,W) -> list of maps for the head
+        t = self.encoder(x, modality or self.modality, layers=self.layers)
         if self.pyramid:
             return self.pyramid(t)
         maps, size = [o.as_map() for o in t.layers], t.layers[0].grid
@@ -221,7 +228,8 @@ class DenseModel(WithEncoder):
 
     def forward(self, d):  # batch -> (B,n_out,H,W)
         x = self.pixels(d)
-        return self.decode(self.maps(x), x.shape[-2:])
+        maps = [self.maps(x)] + [self.maps(self.pixels(d, m), m) for m in self.others]
+        return self.decode([sum(same) / len(maps) for same in zip(*maps)], x.shape[-2:])
 
 # %% ../../nbs/models/04_heads.ipynb #fce35a31
 def encoder_splitter(

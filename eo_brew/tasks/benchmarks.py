@@ -6,22 +6,40 @@
 __all__ = ['RECIPES', 'subset', 'run_recipe']
 
 # %% ../../nbs/tasks/04_benchmarks.ipynb #04e24389
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.utils.data import Subset
-from fastai.callback.schedule import ParamScheduler, SchedPoly
+from fastai.callback.core import Callback
+from fastai.callback.schedule import ParamScheduler, SchedLin, SchedPoly, combine_scheds
 from fastai.torch_core import set_seed
-from ..data.datasets import GeoBenchData, RasterPairs, Tiles, TorchGeoData, dataset_loaders
+from torchvision.transforms import ColorJitter
+from eo_brew.data.datasets import (
+    BoxTiles,
+    GeoBenchData,
+    RasterPairs,
+    Tiles,
+    TorchGeoData,
+    WithHeights,
+    dataset_loaders,
+)
 from ..probes.features import encode
 from ..probes.probes import linear_probe
 from ..probes.protocols import multilabel_probe
 from .metrics import ConfusionScore, mean_iou
 from ..core.checks import check_name
-from .learners import change_learner, height_learner, segmentation_learner
+from .detection import collate_boxes, detection_learner
+from eo_brew.tasks.learners import (
+    change_learner,
+    classification_learner,
+    height_learner,
+    segmentation_learner,
+)
 
 # %% ../../nbs/tasks/04_benchmarks.ipynb #a3ac2480
 def geobench_set(
@@ -41,6 +59,7 @@ def geobench_set(
             **kwargs,
         )
 
+    open_set.reads = f"geobench {part}/{name}"
     return open_set
 
 
@@ -62,6 +81,7 @@ def torchgeo_set(
             **kwargs,
         )
 
+    open_set.reads = f"torchgeo {name}"
     return open_set
 
 # %% ../../nbs/tasks/04_benchmarks.ipynb #cc3257d0
@@ -88,6 +108,7 @@ def split_training_set(
         n = int(share * len(ds))
         return subset(ds, rows[:n] if split == "train" else rows[n:])
 
+    open_part.reads = getattr(open_set, "reads", "")
     return open_part
 
 # %% ../../nbs/tasks/04_benchmarks.ipynb #0976040d
@@ -97,7 +118,7 @@ def sen1floods11_set(
     sensor,  # bands wanted
     modality="ms",  # name in the dict
 ):
-    "Hand-labelled chips: `v1.1/data/flood_events/HandLabeled` and the published lists of the split."
+    "Hand-labelled chips: v1.1/data/flood_events/HandLabeled and the published lists of the split"
     hand, lists = (
         root / "v1.1/data/flood_events/HandLabeled",
         root / "v1.1/splits/flood_handlabeled",
@@ -123,7 +144,7 @@ def second_set(
     sensor,  # bands wanted
     modality="rgb",  # name in the dict
 ):
-    "`train/` and `test/` with im1, im2, label1: white is no change."
+    "train/ and test/ with im1, im2, label1: white is no change"
     names = sorted(p.name for p in (root / split / "im1").iterdir())
     return RasterPairs(
         [(root / split / "im1" / n, root / split / "im2" / n) for n in names],
@@ -140,7 +161,7 @@ def us3d_set(
     sensor,  # bands wanted
     modality="rgb",  # name in the dict
 ):
-    "`train/` and `test/` with *_RGB.tif and *_AGL.tif, heights above ground in metres (DFC 2019, track 1)."
+    "train/ and test/ with *_RGB.tif and *_AGL.tif, heights above ground in metres (DFC 2019, track 1)"
     rgb = sorted((root / split).glob("*_RGB.tif"))
     return RasterPairs(
         rgb,
@@ -151,36 +172,96 @@ def us3d_set(
         gain=1 / 255,
     )
 
+# %% ../../nbs/tasks/04_benchmarks.ipynb #1ab6d2c3
+def aid_set(
+    root,  # folder of the data set
+    split,  # 'train' or 'test'
+    sensor,  # bands wanted
+    modality="rgb",  # name in the dict
+):
+    "a folder a class, Airport/airport_1.jpg; no list of a split is published: half of each class"
+    photos, classes = [], []
+    for k, folder in enumerate(sorted(p for p in root.iterdir() if p.is_dir())):
+        files = sorted(folder.glob("*.jpg"))
+        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
+        half = len(files) // 2
+        mine = order[:half] if split == "train" else order[half:]
+        photos += [files[i] for i in mine]
+        classes += [k] * len(mine)
+    return RasterPairs(photos, classes, "rgb", modality=modality, gain=1 / 255)
+
+
+def with_heights(
+    open_set,  # opens images and labels of torchgeo's Potsdam2D or Vaihingen2D
+    place,  # function of the name of an image -> path of its surface model under `root`
+):
+    "Opens both, heights under the name 'dsm'."
+
+    def open_both(root, split, sensor, modality):
+        ds = open_set(root, split, sensor, modality)
+        return WithHeights(ds, [root / place(Path(f["image"]).stem) for f in ds.ds.files])
+
+    open_both.reads = f"{open_set.reads}, {place.__doc__}"
+    return open_both
+
+
+def potsdam_dsm(name):  # 'top_potsdam_6_7_RGBIR'
+    "1_DSM/dsm_potsdam_06_07.tif"
+    row, column = name.split("_")[2:4]
+    return f"1_DSM/dsm_potsdam_{int(row):02}_{int(column):02}.tif"
+
+
+def vaihingen_dsm(name):  # 'top_mosaic_09cm_area1'
+    "dsm/dsm_09cm_matching_area1.tif"
+    return f"dsm/{name.replace('top_mosaic', 'dsm').replace('area', 'matching_area')}.tif"
+
 # %% ../../nbs/tasks/04_benchmarks.ipynb #13b4e4e8
 @dataclass(frozen=True)
 class Recipe:
     "A row of a paper's table, ready to run."
 
     paper: str  # 'DEO' or 'MSSDF'
-    task: str  # 'class', 'labels', 'segment', 'change' or 'height'
+    task: str  # 'class', 'labels', 'segment', 'change', 'height' or 'boxes'
     open: object  # (root, split, sensor, modality) -> data set
     metric: str  # as the result names it
-    published: float  # the paper's figure for its own encoder
-    classes: int = 2  # for segmentation
+    published: float  # the paper's figure for its own encoder; None: not known here
+    classes: int = 2  # for segmentation, boxes and fine-tuned classification
     modality: str = "ms"  # which embedding of the encoder
     size: int = None  # side of the windows, pixels; None: whole images
     share: float = 1.0  # of the training samples
     epochs: int = 50  # of the head, or of everything
+    frozen: bool = True  # is the encoder?
+    others: tuple = ()  # further modalities of the same ground
+    resize: int = None  # side that photographs are scaled to, pixels
+    lr: float = None  # None: 1e-3 where the encoder is frozen, 6e-5 where it is not
+    encoder_lr: float = 1.0  # learning rate of the encoder, times that of the head
+    batches: int = None  # length of the fit, in place of epochs
+    warmup: float = 0.0  # share of the fit
+    augment: bool = False  # flips and changes of colours
+    ran: str = "generated files"  # what this project has run it on: see tests/test_datasets.py
 
     @property
-    def frozen(self):
-        return self.paper == "DEO"
+    def reads(self):
+        "The reader of its files, or their layout."
+        return getattr(self.open, "reads", self.open.__doc__)
+
+    @property
+    def rate(self):
+        return self.lr or (1e-3 if self.frozen else 6e-5)
 
     @property
     def protocol(self):
         "What is trained, and how."
-        if self.task in ("class", "labels"):
+        if self.frozen and self.task in ("class", "labels"):
             return "frozen, logistic regression on CLS"
-        return (
-            "frozen, UPerNet on four scales, AdamW 1e-3, one cycle"
-            if self.frozen
-            else "fine-tuned, UPerNet on blocks 2 5 8 11, AdamW 6e-5, polynomial decay"
-        ) + f", {self.epochs} epochs"
+        head = {"class": "linear layer on CLS", "boxes": "Faster R-CNN on a pyramid"}
+        usual = "UPerNet on four scales" if self.frozen else "UPerNet on blocks 2 5 8 11"
+        said = f"{'frozen' if self.frozen else 'fine-tuned'}, {head.get(self.task, usual)}, AdamW {self.rate:g}"
+        said += f", encoder x {self.encoder_lr:g}" if self.encoder_lr != 1 else ""
+        said += ", one cycle" if self.frozen else ", polynomial decay"
+        said += f", warm-up {self.warmup:.1%}" if self.warmup else ""
+        said += ", flips and colours" if self.augment else ""
+        return f"{said}, {self.batches or self.epochs:,} {'batches' if self.batches else 'epochs'}"
 
 # %% ../../nbs/tasks/04_benchmarks.ipynb #a19aa2b3
 _TEN = "B02 B03 B04 B05 B06 B07 B08 B8A B11 B12".split()
@@ -197,6 +278,12 @@ _oscd = torchgeo_set("OSCD", *_train_test)
 _four = dict(bands=["red", "green", "blue", "nir"], scale=1 / 255)
 _potsdam = torchgeo_set("Potsdam2D", *_train_test, **_four)
 _vaihingen = torchgeo_set("Vaihingen2D", *_train_test, **_colours)
+_dsms = with_heights(_potsdam, potsdam_dsm), with_heights(_vaihingen, vaihingen_dsm)
+_nwpu = torchgeo_set("RESISC45", *_train_test, **_colours)
+_boxes = dict(label_offset=1, **_colours)
+_dior = torchgeo_set("DIOR", {"split": "train"}, {"split": "val"}, **_boxes)
+_dota = dict(version="1.0", bbox_orientation="horizontal")
+_dota = torchgeo_set("DOTA", {"split": "train", **_dota}, {"split": "val", **_dota}, **_boxes)
 
 
 def _photo(name):
@@ -208,7 +295,12 @@ _class = partial(Recipe, "DEO", "class")
 _labels = partial(Recipe, "DEO", "labels")
 _segment = partial(Recipe, "DEO", "segment")
 _change = partial(Recipe, "DEO", "change")
-_masked = partial(Recipe, "MSSDF")
+_masked = partial(Recipe, "MSSDF", frozen=False)
+_probed = partial(Recipe, "MSSDF", "class", resize=224)
+_tuned = partial(_masked, "class", resize=224, share=0.2)
+_found = partial(_masked, "boxes", size=800, epochs=12, lr=1e-4)
+#: what the authors' configuration of Potsdam says, where the paper says less
+_theirs = dict(lr=1e-3, encoder_lr=0.1, batches=80_000, warmup=1500 / 80_000, augment=True)
 
 RECIPES = {
     "m-bigearthnet": _labels(_ben, "micro_f1", 58.43),
@@ -231,19 +323,57 @@ RECIPES = {
     "Vaihingen": _masked("segment", _vaihingen, "mean_iou", 76.50, 6, "rgb", 320, 0.5),
     "SECOND": _masked("change", second_set, "mean_iou", 47.51, 2, "rgb", 256),
     "US3D": _masked("height", us3d_set, "rmse", 0.182, 1, "rgb", 320),
+    "Potsdam, released": _masked(
+        "segment", _potsdam, "mean_iou", 78.30, 6, "rgb", 512, 0.5, **_theirs
+    ),
+    "Potsdam + DSM": _masked("segment", _dsms[0], "mean_iou", None, 6, "rgb", 320, others=("dsm",)),
+    "Vaihingen + DSM": _masked(
+        "segment", _dsms[1], "mean_iou", None, 6, "rgb", 320, others=("dsm",)
+    ),
+    "AID": _probed(aid_set, "accuracy", None, 30, "rgb"),
+    "NWPU": _probed(_nwpu, "accuracy", None, 45, "rgb"),
+    "AID, 20%": _tuned(aid_set, "accuracy", None, 30, "rgb"),
+    "NWPU, 20%": _tuned(_nwpu, "accuracy", None, 45, "rgb"),
+    "DIOR": _found(_dior, "map_50", None, 20, "rgb"),
+    "DOTA": _found(_dota, "map_50", None, 15, "rgb"),
 }
 
 # %% ../../nbs/tasks/04_benchmarks.ipynb #2afd4dbc
+class Resized:
+    "Photographs of one size."
+
+    def __init__(
+        self,
+        ds,  # data set of `(dict, class)`
+        size: int,  # side wanted, pixels
+    ):
+        self.ds = ds
+        self.size = size
+        self.sensor = ds.sensor
+        self.modality = ds.modality
+
+    def __len__(self):
+        return len(self.ds)
+
+    def __getitem__(self, i):
+        d, y = self.ds[i]
+        x, size = d[self.modality], (self.size, self.size)
+        return {self.modality: F.interpolate(x[None], size, mode="bicubic", antialias=True)[0]}, y
+
+
 def recipe_data(
     r: Recipe,  # the row
     sensor,  # bands of the encoder
     root,  # folder of the data
     seed: int = 0,  # of the share
 ) -> tuple:  # training set, test set
-    "Both sets of a row: windows cut, share drawn."
+    "Both sets of a row: windows cut, photographs scaled, share drawn."
     train, test = (r.open(Path(root), s, sensor, r.modality) for s in ("train", "test"))
     if r.size:
-        train, test = (Tiles(d, r.size) for d in (train, test))
+        cut = BoxTiles if r.task == "boxes" else Tiles
+        train, test = (cut(d, r.size) for d in (train, test))
+    if r.resize:
+        train, test = (Resized(d, r.resize) for d in (train, test))
     if r.share < 1:
         train = subset(
             train,
@@ -264,7 +394,11 @@ def recipe_learner(
     "The row's task as a Learner."
     kw = dict(frozen=r.frozen, modality=r.modality)
     if r.task == "segment":
-        return segmentation_learner(dls, encoder, r.classes, **kw)
+        return segmentation_learner(dls, encoder, r.classes, others=r.others, **kw)
+    if r.task == "class":
+        return classification_learner(dls, encoder, r.classes, **kw)
+    if r.task == "boxes":
+        return detection_learner(dls, encoder, r.classes, **kw)
     if r.task == "height":
         return height_learner(dls, encoder, nodata=float("nan"), **kw)
     return change_learner(
@@ -284,18 +418,48 @@ def _probe(recipe, encoder, train, test, bs, seed):
     scores = {k: getattr(out, k, None) for k in ("accuracy", "macro_f1", "micro_f1", "map")}
     return {k: v for k, v in scores.items() if isinstance(v, float)}
 
+# %% ../../nbs/tasks/04_benchmarks.ipynb #527a3590
+class FlipsAndColours(Callback):
+    "Turn half of the training images left to right with their labels, and change the colours of each."
+
+    run_valid = False
+    jitter = ColorJitter(0.125, 0.5, 0.5, 0.05)
+
+    def __init__(self, modality):
+        self.modality = modality
+
+    def before_batch(self):
+        d, y = self.xb[0], self.yb[0]
+        turned = torch.rand(len(y), device=y.device) < 0.5
+        turn = lambda x: torch.where(turned.view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+        d = {k: turn(x) for k, x in d.items()}
+        d[self.modality] = torch.stack([self.jitter(x) for x in d[self.modality]])
+        self.learn.xb, self.learn.yb = (d,), (turn(y),)
+
+
+def _course(recipe):
+    "The learning rates of a whole network: a warm-up where there is one, then a straight line to 0."
+    peak = recipe.rate * np.array([recipe.encoder_lr, recipe.encoder_lr, 1.0])
+    falls = SchedPoly(peak, 0 * peak, 1)
+    if not recipe.warmup:
+        return falls
+    return combine_scheds([recipe.warmup, 1 - recipe.warmup], [SchedLin(0 * peak, peak), falls])
+
 
 def _fine_tune(recipe, encoder, train, test, bs, seed, progress):
-    "Scores of a learner for dense labels."
+    "Scores of a learner."
     set_seed(seed)
-    dls = dataset_loaders(train, test, min(bs, len(train)), seed=seed)
+    kw = dict(create_batch=collate_boxes) if recipe.task == "boxes" else {}
+    dls = dataset_loaders(train, test, min(bs, len(train)), seed=seed, **kw)
     learn = recipe_learner(recipe, dls, encoder)
+    if recipe.augment:
+        learn.add_cb(FlipsAndColours(recipe.modality))
+    epochs = math.ceil(recipe.batches / len(dls.train)) if recipe.batches else recipe.epochs
     with learn.no_logging(), nullcontext() if progress else learn.no_bar():
         if recipe.frozen:
-            learn.fit_one_cycle(recipe.epochs, 1e-3)
+            learn.fit_one_cycle(epochs, recipe.rate)
         else:
-            falls = ParamScheduler({"lr": SchedPoly(6e-5, 0.0, 1)})
-            learn.fit(recipe.epochs, 6e-5, cbs=falls)
+            learn.fit(epochs, recipe.rate, cbs=ParamScheduler({"lr": _course(recipe)}))
         return dict(zip([m.name for m in learn.metrics], learn.validate()[1:]))
 
 # %% ../../nbs/tasks/04_benchmarks.ipynb #6d22a8f8
@@ -310,12 +474,13 @@ def run_recipe(
 ) -> dict:  # scores by name
     "Run a row of a paper's table."
     r = replace(RECIPES[check_name(name, RECIPES, "name")], **changes)
-    if encoder.sensors.get(r.modality) is None:
-        raise ValueError(
-            f"recipe {name!r} needs an encoder whose modality {r.modality!r} has a sensor; this one has "
-            f"{dict(encoder.modalities)}."
-        )
+    for m in (r.modality, *r.others):
+        if encoder.sensors.get(m) is None:
+            raise ValueError(
+                f"recipe {name!r} needs an encoder whose modality {m!r} has a sensor; this one has "
+                f"{dict(encoder.modalities)}."
+            )
     train, test = recipe_data(r, encoder.sensors[r.modality], root, seed)
-    if r.task in ("class", "labels"):
+    if r.frozen and r.task in ("class", "labels"):
         return _probe(r, encoder, train, test, bs, seed)
     return _fine_tune(r, encoder, train, test, bs, seed, progress)

@@ -66,6 +66,7 @@ def segmentation_learner(
     ignore: int = 255,  # label that does not count
     loss_func=None,  # default cross-entropy over labelled pixels; fastai's FocalLossFlat or DiceLoss work too
     metrics=None,  # default mean IoU, macro-F1, pixel accuracy
+    others: tuple = (),  # further modalities of the same ground, e.g. ('dsm',)
     encoder_kwargs: dict = None,  # for a named encoder
     **kwargs,  # for `Learner`
 ) -> Learner:
@@ -78,6 +79,7 @@ def segmentation_learner(
         layers,
         modality,
         channels,
+        others,
     )
     return task_learner(
         dls,

@@ -12,11 +12,14 @@ import torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 
+from ..core.checks import check_name
 from ..core.processes import unwrap_model
 from ..core.sensors import get_sensor, with_rgb
 from eo_brew.views.masking import (
+    SCORES,
     block_mask,
     complement_share,
+    complement_share_by_epoch,
     cross_modal_masks,
     grey_levels,
     info_mask,
@@ -113,6 +116,8 @@ class MaskCallback(Callback):
         ratio: float = 0.75,  # share to hide
         q: tuple = (0.1, 0.7),  # first and last share of complementary places; None: off
         seed: int = 0,  # of the masks in validation
+        q_epochs: int = None,  # `q` rises by .1 every so many epochs; None: in equal steps over the run
+        scores: str = "pixels",  # `over` of `info_scores`: 'pixels' or 'channels'
     ):
         if masking not in MASKINGS:
             raise ValueError(f"masking={masking!r}: wanted one of {MASKINGS}")
@@ -121,13 +126,21 @@ class MaskCallback(Callback):
         self.ratio = ratio
         self.q = q
         self.seed = seed
+        self.q_epochs = q_epochs
+        self.scores = check_name(scores, SCORES, "scores")
         self.spans = {}
 
     def before_batch(self):
         views = self.xb[0] if isinstance(self.xb[0], list) else [self.xb[0]]
         fixed = None if self.training else torch.Generator().manual_seed(self.seed + self.iter)
-        self.share = complement_share(self.pct_train, *self.q) if self.q else 0.0
+        self.share = self._share() if self.q else 0.0
         self.learn.xb = ([{**v, **self.draw(v, self.share, fixed)} for v in views],)
+
+    def _share(self):
+        "How far the curriculum of `q` is."
+        if self.q_epochs:
+            return complement_share_by_epoch(self.epoch, *self.q, self.q_epochs)
+        return complement_share(self.pct_train, *self.q)
 
     def draw(self, view, q, generator=None):
         "Masks and valid patches of one view."
@@ -167,7 +180,8 @@ def _masks(self: MaskCallback, images, pixels, grid, patch, valid, generator):
         return {m: random_mask(len(v), n, valid=v, **args) for m, v in valid.items()}
     if self.masking == "block":
         return {m: block_mask(len(v), grid, valid=v, **args) for m, v in valid.items()}
-    scores = info_scores([grey_levels(z) for z in images.values()], patch, pixels)
+    grey = [grey_levels(z) for z in images.values()]
+    scores = info_scores(grey, patch, pixels, self.scores)
     return {m: info_mask(scores, valid=v, **args) for m, v in valid.items()}
 
 
