@@ -20,7 +20,7 @@ def scripts(monkeypatch):
     torch.set_num_threads(1)  # products this small are slower by several
     yield
     torch.set_num_threads(threads)
-    for name in ("gpu", "limit", "steps", "record", "deo_step", "mssdf_step"):
+    for name in ("gpu", "limit", "tries", "steps", "record", "deo_step", "mssdf_step"):
         sys.modules.pop(name, None)
 
 
@@ -64,3 +64,18 @@ def test_products_alone_take_a_part_of_the_step(scripts):
     options = dict(methods=["predict"], arch="vit_tiny_patch16_224", size=64, bs=2, device="cpu")
     found = limit.measure(Namespace(**options, repeats=1, bf16=False, top=0.05))
     assert 0 < found["predict"]["products_s"]
+
+
+def test_views_packed_into_one_pass_give_the_same_tokens(scripts, monkeypatch):
+    "The try changes nothing but the time; a mask that mixes two views is noticed."
+    import tries
+
+    monkeypatch.setattr(tries, "GLOBAL", 64)
+    monkeypatch.setattr(tries, "LOCAL", 32)
+    encoder = tries.create_encoder("vit_tiny_patch16_224", {"ms": 3}, img_size=64, depth=2)
+    views = torch.rand(2, 3, 64, 64), torch.rand(7, 3, 32, 32)
+    tries.check_same(encoder, *views)
+    mixed = torch.Tensor.__eq__
+    monkeypatch.setattr(torch.Tensor, "__eq__", lambda a, b: mixed(a, b) | True)
+    with pytest.raises(AssertionError):
+        tries.check_same(encoder, *views)
