@@ -20,7 +20,7 @@ from servers import serving
 
 from eo_brew.app.cli import main
 from eo_brew.data.dataloaders import eo_dataloaders
-from eo_brew.scenes.catalogues import read_items
+from eo_brew.scenes.catalogues import own_reading, read_items
 from eo_brew.scenes.open import open_scene, open_scenes, sample_scene
 from eo_brew.scenes.scene import read_window
 from eo_brew.scenes.windows import scene_date
@@ -453,3 +453,73 @@ def test_commands_take_a_catalogue(catalogue, tmp_path, capfd, monkeypatch):
     assert main([*table, "--size", "96"]) == 0
     assert main(["info", str(catalogue), "--datetime", "1999"]) == 2
     assert "lists no item with --datetime '1999'" in capfd.readouterr().err
+
+
+def radar_item(folder, day, power):
+    "Radar of the first cut's ground: one power in both bands."
+    item = item_of(folder, "2017-02-16")
+    _, transform, crs = cut(0, 0)
+    item |= dict(id=f"radar_{day}", collection="sentinel-1-rtc", assets={})
+    item["properties"] = dict(datetime=f"{day}T05:00:00Z", platform="sentinel-1a")
+    for key in ("vv", "vh"):
+        file = f"{item['id']}_{key}.tif"
+        x = np.full((1, SIDE, SIDE), power, "float32")
+        write(folder / file, x, [key.upper()], crs=crs, transform=transform)
+        item["assets"][key] = dict(href=f"./{file}", type="image/tiff; application=geotiff")
+    return item
+
+
+@pytest.fixture
+def two_kinds(tmp_path):
+    "One list of two optical and two radar scenes, a decade in power apart."
+    items = [item_of(tmp_path, day) for day in DATES]
+    items += [
+        radar_item(tmp_path, d, p) for d, p in {"2017-02-17": 0.1, "2017-06-02": 0.01}.items()
+    ]
+    (tmp_path / "all.json").write_text(json.dumps(dict(type="FeatureCollection", features=items)))
+    return tmp_path / "all.json"
+
+
+@pytest.mark.parametrize("month, decibels", {"2017-02": -10, "2017-06": -20}.items())
+def test_a_search_holds_for_further_modalities(two_kinds, month, decibels):
+    from eo_brew.app.pretrain import modalities_of
+
+    x, transform, crs = cut(0, 0)
+    scene = write(
+        two_kinds.parent / "S2.tif", x, list(BANDS.values()), crs=crs, transform=transform
+    )
+    asked = dict(datetime=month, collections=["sar=sentinel-1-rtc"])
+    others = modalities_of("deo", modality={"sar": (two_kinds, "sentinel1_grd")}, reading=asked)
+    reading = own_reading(scene, asked, dict(sar=two_kinds))
+    assert reading == {}  # the scene itself is in no catalogue, and is not asked for a date
+    few = dict(size=48, bs=4, sensor="sentinel2_l1c", offset=0)
+    batch = eo_dataloaders(scene, modalities=others, **few).one_batch()[0]
+    np.testing.assert_allclose(batch["sar"].numpy(), decibels, atol=1e-3)
+
+
+def test_what_holds_for_which_modality(two_kinds):
+    from eo_brew.app.pretrain import modalities_of
+
+    asked = dict(bbox=(12, 52, 13, 53), datetime="2017", sign="keys:sign", gsd=10)
+    asked |= dict(collections=["sentinel-2-l1c", "dsm=cop-dem"])
+    sar = dict(sar=(str(two_kinds), "sentinel1_grd"), near=("near.tif", "rgb"))
+    found = modalities_of("deo", str(two_kinds), "https://example.com/stac", sar, asked)
+    search = {k: asked[k] for k in ("bbox", "datetime", "sign")}
+    plain = search | dict(collections=["sentinel-2-l1c"])
+    kept = {n: {k: v for k, v in s.items() if k in plain} for n, s in found.items()}
+    heights = {k: v for k, v in search.items() if k != "datetime"} | dict(collections=["cop-dem"])
+    assert kept == dict(rgb=plain, sar=plain, dsm=heights, near={})
+    assert all("gsd" not in s for s in found.values())
+
+
+def test_commands_search_for_all_modalities(two_kinds, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = "--steps 1 --vfm none --size 48 --n 12 --bs 4 --datetime 2017-02".split()
+    run = ["pretrain", "all.json", "--modality", "sar=all.json:sentinel1_grd", *few]
+    kinds = ["--collections", "sentinel-2-l1c", "sar=sentinel-1-rtc"]
+    assert main([*run, *kinds, "--out", "run"]) == 0, capfd.readouterr().err
+    assert "sar=sentinel-1-rtc" in (tmp_path / "run" / "config.yaml").read_text()
+    assert main([*run, *kinds[:2], "radar=sentinel-1-rtc", "--out", "b"]) == 2
+    assert "'radar' is no modality; there are ['ms', 'sar']" in capfd.readouterr().err
+    assert main([*run, *kinds[:2], "sar=sentinel-1-grd", "--out", "b"]) == 2
+    assert "lists no item with" in capfd.readouterr().err

@@ -27,6 +27,7 @@ from ..runs.faults import StopOnNaN, StopOnSignal
 from ..runs.monitors import LoaderWait
 from ..runs.precision import choose_precision
 from ..runs.same_run import check_same_run, run_facts, write_record
+from ..scenes.catalogues import own_reading, search_of
 from ..train.log import StepLog
 from ..views.multicrop import MultiCrop
 from ..weights.save import save_encoder
@@ -152,6 +153,7 @@ def modalities_of(
     dsm=None,  # raster of heights
     rgb=None,  # picture, possibly sharper
     modality: dict = None,  # name -> (path, sensor)
+    reading: dict = None,  # options of the scenes, of which a search holds for catalogues
 ) -> dict:  # for `eo_dataloaders`; None: nothing
     "What there is beside the first modality."
     found = {} if dsm is None else {"dsm": dict(path=dsm, sensor="dsm", size="same")}
@@ -161,6 +163,11 @@ def modalities_of(
         if name in found:
             raise ValueError(f"modality {name!r}: there is one already, choose another name")
         found[name] = dict(path=path, sensor=sensor, size="same")
+    for name, spec in found.items():
+        search = search_of(spec["path"], name, reading or {})
+        if name == "dsm":
+            search.pop("datetime", None)  # heights are of no day
+        spec |= search
     return found or None
 
 
@@ -175,9 +182,13 @@ def _loaders(a):
             f"windows of {size} px are enlarged to views of 224 px, so the encoder will expect ground that is "
             "enlarged as much: take a size of 224 or more, or smaller views"
         )
-    data = dict(modalities=modalities_of(a["method"], a["dsm"], a["rgb"], a["modality"]))
-    data |= dict(enough=64) | {k: a[k] for k in ("sensor", "bands", "bs", "seed")}
-    return eo_dataloaders(a["scenes"], size=size, **data, **(a["data"] or {}))
+    reading = a["data"] or {}
+    others = modalities_of(a["method"], a["dsm"], a["rgb"], a["modality"], reading)
+    paths = {name: spec["path"] for name, spec in (others or {}).items()}
+    data = dict(modalities=others, enough=64) | {k: a[k] for k in ("sensor", "bands", "bs", "seed")}
+    return eo_dataloaders(
+        a["scenes"], size=size, **data, **own_reading(a["scenes"], reading, paths)
+    )
 
 
 def _own(a):

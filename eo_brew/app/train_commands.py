@@ -217,14 +217,16 @@ def run_pack(
     given |= dict(
         sensor=sensor, bands=bands, labels=labels, size=size, seed=seed, on_error=on_error
     )
-    given = {k: v for k, v in given.items() if v is not None} | reading
+    given = {k: v for k, v in given.items() if v is not None}
     given |= dict(allow_missing=True) if allow_missing else {}
     _check_pack(scenes, sensor, dsm, labels)
-    if dsm:
-        given["modalities"] = dict(dsm=dict(path=dsm, sensor="dsm", size="same"))
     with speaking(quiet, verbose, json):
+        from eo_brew.app.pretrain import modalities_of
         from eo_brew.data.dataloaders import pack
+        from eo_brew.scenes.catalogues import own_reading
 
+        given["modalities"] = modalities_of("deo", dsm, reading=reading)
+        given |= own_reading(scenes, reading, dict(dsm=dsm) if dsm else {})
         with dask_client(cluster) as client:
             store = pack(scenes, out, progress=not quiet, client=client, **given)
         about = dict(folder=store.folder, windows=int(store.done.sum()), megabytes=store.megabytes)

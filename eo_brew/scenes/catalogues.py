@@ -174,6 +174,48 @@ def only_item(
         )
     return found[0]
 
+# %% ../../nbs/scenes/03_catalogues.ipynb #631224a4
+def search_of(
+    path,  # of a modality, or a list
+    name: str,  # of the modality
+    reading: dict,  # options of all: bbox, datetime, collections, sign, and others
+) -> dict:  # those of a search, in a catalogue; {}: it is none
+    "What of a search holds for one of several modalities."
+    named = [str(c).partition("=") for c in reading.get("collections") or ()]
+    plain = [c for c, eq, _ in named if not eq]
+    own = [c for n, eq, c in named if eq and n == name] or plain
+    paths = path if isinstance(path, (list, tuple)) else [path]
+    if not any(is_catalogue(p) or is_item(p) or own and _is_api(p) for p in paths):
+        return {}
+    asked = {k: reading[k] for k in ("bbox", "datetime", "sign") if reading.get(k) is not None}
+    return asked | (dict(collections=own) if own else {})
+
+
+def _is_api(path) -> bool:
+    "An address that ends in no file."
+    where = str(path).partition("?")[0]
+    return "://" in where and "." not in where.rpartition("/")[2]
+
+
+def own_reading(
+    path,  # of the scenes
+    reading: dict,  # options of all
+    others: dict,  # further modalities: name -> path
+    name: str = "ms",  # of the scenes' modality
+) -> dict:  # options of the scenes alone
+    "Reading options without what is meant for other modalities."
+    collections = reading.get("collections") or ()
+    for c in collections:
+        to, named, _ = str(c).partition("=")
+        if named and to not in (name, *others):
+            raise ValueError(
+                f"collections={list(collections)}: {to!r} is no modality; there are {[name, *others]}"
+            )
+    if not any(search_of(p, n, reading) for n, p in others.items()):
+        return reading
+    rest = {k: v for k, v in reading.items() if k not in ("datetime", "collections", "sign")}
+    return rest | search_of(path, name, reading)
+
 # %% ../../nbs/scenes/03_catalogues.ipynb #57ac000f
 _PRODUCTS = {
     r"sentinel-?s?2.*l1c": "sentinel2_l1c",
