@@ -341,3 +341,23 @@ def test_a_model_that_callbacks_cannot_read_is_told():
     register_method("bare", bare_learner, "lacks everything")
     with pytest.raises(ValueError, match="'bare': its model Linear has no encoder, modalities"):
         get_method("bare").create(loaders())
+
+
+def test_auto_fits_the_patches_of_the_student():
+    "A window of 72 px is no multiple of 16: the views are 64; a patch of 4 needs whole cached tokens of 8."
+    dls = eo_dataloaders(sample_scene(), **sample_settings(72, bs=8, stride=160))
+    for given, sizes in (
+        (dict(arch="vit_tiny_patch16_224"), {64}),
+        (dict(arch="vit_tiny_patch16_224", vfm=None), {64, 32}),
+        (dict(arch=dict(arch="vit_tiny_patch16_224", patch_size=4)), {72}),
+        (dict(), {72}),
+    ):
+        learn = deo_learner(dls, preset="auto", steps=100, **given)
+        assert set(learn.views.views.sizes) == sizes, given
+
+
+def test_views_that_patches_do_not_cover_are_refused():
+    with pytest.raises(ValueError, match="views of 40 px are no multiple of patch_size=16.*48 px"):
+        deo_learner(
+            loaders(), "vit_tiny_patch16_224", vfm=None, views=dict(global_size=40, n_local=0)
+        )

@@ -7,6 +7,7 @@ __all__ = ['Schedule', 'assemble', 'Preset']
 
 # %% ../../nbs/methods/01_assemble.ipynb #1a920e19
 import json
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -170,6 +171,7 @@ class Facts:
     rgb: bool  # is there a picture that an optical teacher could see?
     others: tuple = ()  # modalities beside the first and its colours
     dates: bool = False  # are there several of one ground, as views of each other?
+    patch: int = 8  # pixels of a side of the student's patches
     arch: str = ""  # timm name of the student, where one was given
 
 
@@ -224,6 +226,13 @@ def _arch(arch):
     return arch if isinstance(arch, str) else ""
 
 
+def _patch(given, arch):
+    "Pixels of a patch: as told, else by timm's name, else those of the preset's student."
+    told = given.get("arch") if isinstance(given.get("arch"), dict) else given
+    named = re.search(r"patch(\d+)", arch)
+    return told.get("patch_size") or int(named[1] if named else Facts.patch)
+
+
 def _chosen(presets, preset, given):
     "A `Preset` by its name, a dict with settings, or an object."
     if isinstance(preset, Preset):
@@ -233,14 +242,16 @@ def _chosen(presets, preset, given):
     chosen = presets[check_name(preset, presets, "preset")]
     if isinstance(chosen, Preset):
         return chosen
-    facts = replace(facts_of(given["dls"], given.get("steps")), arch=_arch(given.get("arch")))
+    arch = _arch(given.get("arch"))
+    facts = facts_of(given["dls"], given.get("steps"))
+    facts = replace(facts, arch=arch, patch=_patch(given, arch))
     if given.get("vfm", "") is None:  # nobody to look at colours
         facts = replace(facts, rgb=False)
     return chosen(facts)
 
 
 #: arguments of learners that are groups of options
-_GROUPS = ("schedule", "optical", "multispectral", "views", "masks", "objectives")
+_GROUPS = ("schedule", "multispectral", "optical", "multispectral", "views", "masks", "objectives")
 
 
 def _merged(settings, given):

@@ -6,6 +6,7 @@
 __all__ = ['distill_layers', 'DEOModel', 'DEOLoss', 'deo_learner']
 
 # %% ../../nbs/methods/02_deo.ipynb #730200d1
+import math
 from dataclasses import dataclass
 
 import torch
@@ -292,6 +293,8 @@ def released_deo(
 SMALL_STUDENT = dict(arch="vit_tiny_patch16_224", patch_size=8, embed_dim=192, depth=6, num_heads=3)
 #: bytes of cached token maps per pixel of a window, and how many are kept in memory at most
 CACHE_BYTES, CACHE_MOST = 10, 4e9
+#: pixels of their coarsest token: views end at whole ones
+CACHE_GRID = 8
 
 
 def _optical_alone(facts, size):
@@ -308,10 +311,13 @@ def _optical_alone(facts, size):
     )
 
 
-def _multispectral_alone(size):
+def _multispectral_alone(size, patch):
     "Crops against the moving average."
     crops = dict(n_local=4, global_scale=(0.5, 1.0), local_scale=(0.1, 0.4), turn=True)
-    return dict(vfm=None, views=dict(global_size=size, local_size=max(8, size // 16 * 8), **crops))
+    return dict(
+        vfm=None,
+        views=dict(global_size=size, local_size=max(patch, size // (2 * patch) * patch), **crops),
+    )
 
 # %% ../../nbs/methods/02_deo.ipynb #78981216
 def choose_deo(
@@ -321,7 +327,9 @@ def choose_deo(
     what = f"{facts.steps:,} steps over {facts.windows:,} windows of {facts.size} px"
     if facts.steps >= 50_000 and facts.windows >= 50_000:
         return Preset("auto", {}, PAPER.evidence, f"{what}: a long run, so the paper's settings")
-    size = max(8, facts.size // 8 * 8)
+    unit = math.lcm(facts.patch, CACHE_GRID)
+    unit = unit if unit <= facts.size else facts.patch
+    size = max(unit, facts.size // unit * unit)
     schedule = dict(floor=1e-3, momentum=ema_momentum(facts.steps))
     common = dict(
         arch=dict(**SMALL_STUDENT, img_size=size), hidden=512, drop_path=0.0, schedule=schedule
@@ -335,9 +343,9 @@ def choose_deo(
         )
     return Preset(
         "auto",
-        common | _multispectral_alone(size),
+        common | _multispectral_alone(size, facts.patch),
         "shipped scene, 240 steps, macro-F1 .385 (1 seed) against .342 with random weights",
-        f"{what}: {'dates to agree on' if facts.dates else 'no colours for an optical teacher'}, so the "
+        f"{what}: {'dates to agree on' if facts.dates else 'no optical teacher, or no colours for one'}, so the "
         "multispectral teacher alone",
     )
 
@@ -389,6 +397,18 @@ def _views(views, vfm, cache, colours, dls):
     if vfm and cache:
         views.strides = cached_strides(vfm) | views.strides
     return views
+
+
+def _check_sizes(views, encoder):
+    "Do the student's patches cover the views?"
+    patch = encoder.patch_size
+    bad = [s for s in views.sizes if s % patch]
+    if bad:
+        near = -(-bad[0] // patch) * patch
+        raise ValueError(
+            f"views of {bad[0]} px are no multiple of patch_size={patch}, the student's: take views of "
+            f"{near} px, e.g. views=dict(global_size={near}), or patches that fit"
+        )
 
 
 def _check_modalities(dls, modality, vfm, distill_from):
@@ -444,6 +464,7 @@ def deo_learner(
     others = [m for m in optical.distill_from if vfm and m != "rgb"]
     encoder = _student(arch, dls, modality, others, drop_path, kwargs)
     views = _views(views, vfm, optical.cache, colours, dls)
+    _check_sizes(views, encoder)
     model = DEOModel(
         encoder,
         target_widths(vfm),

@@ -222,7 +222,9 @@ def choose_mssdf(
     if facts.steps >= 50_000 and facts.windows >= 50_000:
         return Preset("auto", {}, PAPER.evidence, f"{what}: a long run, so the paper's settings")
     settings = dict(
-        arch=dict(**SMALL_STUDENT, img_size=max(8, facts.size // 8 * 8)),
+        arch=dict(
+            **SMALL_STUDENT, img_size=max(facts.patch, facts.size // facts.patch * facts.patch)
+        ),
         decoder_depths=(1, 2),
         schedule=dict(floor=1e-3, momentum=ema_momentum(facts.steps)),
     )
