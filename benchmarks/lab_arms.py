@@ -28,6 +28,7 @@ BASE = dict(
     standardize=True,
     momentum="run",
     shares=None,
+    weights={},
     head_dim=256,
     eps=0.05,
     drop=0.0,
@@ -58,6 +59,7 @@ ARMS = {
     "dual, balance": DUAL | dict(shares={"ms": 0.5}),
     "dual, momentum and balance": EVEN,
     "dense": DENSE,
+    "dense, weight .05": dict(ms="tokens", weights={"tokens": 0.05}),
     "dense, bands dropped in local views": DENSE | dict(drop=0.5),
     "MSSDF": dict(method="mssdf"),
     "optical with L_cls": dict(cls_weight=1.0),
@@ -142,7 +144,7 @@ def masked_learner(s, dls, vfm, steps):
         views=crops(s, vfm, True),
         lr=s["lr"],
         decoder_depths=(1, 2),
-        weights=s.get("weights"),
+        weights=s["weights"] or None,
         momentum=momentum,
         **optical,
     )
@@ -166,7 +168,7 @@ def dual_learner(s, dls, vfm, steps):
         momentum=momentum,
         drop_path=0.0,
     )
-    weights = {"ms": 1.0, "tokens": 1.0, "optical": 1.0}
+    weights = {"ms": 1.0, "tokens": 1.0, "optical": 1.0} | s["weights"]
     learn.loss_func = TwoTeacherLoss(weights, s["cls_weight"], s["eps"])
     if s["ms"]:
         learn.add_cb(BalanceGradients(s["shares"]))
