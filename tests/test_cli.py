@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from affine import Affine
 
 import eo_brew
 from eo_brew.app.arguments import SENSORS, described, option_words
@@ -137,6 +138,60 @@ def test_predict_writes_components_or_classes(eo, place, tmp_path):
     )
     with rasterio.open(tmp_path / "m.tif") as src:
         assert src.count == 24
+
+
+def halves(place, folder, **other):
+    "The scene in two files that overlap by 128 columns, the first one dark at its end where the other one sees."
+    with rasterio.open(place / "scene.tif") as src:
+        x, t = src.read(), src.transform
+    west = x[:, :, :448].copy()
+    west[:, :, 430:] = 0
+    raster(folder / "west.tif", west, S3.band_names, EO_OFFSET="0")
+    east = dict(crs=src.crs, transform=t @ t.translation(320, 0)) | other
+    write(folder / "east.tif", x[:, :, 320:], S3.band_names, 0, **east, EO_OFFSET="0")
+    return folder / "west.tif", folder / "east.tif"
+
+
+def test_several_scenes_become_one_map(eo, place, tmp_path):
+    "As one scene, not map by map: no seam, and components that are fitted once."
+    enc, maps = place / "encoder.safetensors", {}
+    for name, scenes in dict(whole=[place / "scene.tif"], both=halves(place, tmp_path)).items():
+        out = tmp_path / f"{name}.tif"
+        code, _, err = eo("predict", enc, *scenes, *["--mosaic"] * len(scenes[1:]), "--out", out)
+        assert code == 0, err
+        with rasterio.open(out) as src:
+            maps[name] = src.read().astype(float), src.transform, src.shape
+    assert maps["both"][1:] == maps["whole"][1:]
+    np.testing.assert_allclose(maps["both"][0], maps["whole"][0], atol=2)  # of 32767
+    steps = np.abs(np.diff(maps["both"][0])).mean((0, 1))  # from column to column of cells
+    seams = [320 // 8 - 1, 430 // 8, 448 // 8 - 1]  # where one scene begins or ends
+    assert steps[seams].max() <= np.delete(steps, seams).max()
+    classes = [
+        "predict",
+        enc,
+        *halves(place, tmp_path),
+        "--mosaic",
+        "--labels",
+        place / "labels.tif",
+    ]
+    code, _, err = eo(*classes, "--out", tmp_path / "classes.tif")
+    assert code == 0, err
+    with rasterio.open(tmp_path / "classes.tif") as src:
+        assert src.shape == (12, 96) and src.read(1).max() < 3
+
+
+def test_what_is_no_mosaic(eo, place, tmp_path):
+    enc, out = place / "encoder.safetensors", tmp_path / "m.tif"
+    west, east = halves(place, tmp_path, crs="EPSG:32634")
+    for line, says in (
+        ([west, east], "2 are given; add --mosaic"),
+        ([west, east, "--mosaic"], "east.tif has another CRS than .*gdalwarp -t_srs"),
+        ([west, "--mosaic", "--after", east], "leave out --after"),
+    ):
+        code, _, err = eo("predict", enc, *line, "--out", out)
+        assert code == 2 and re.search(says, err) and not out.exists(), err
+    west, east = halves(place, tmp_path, transform=Affine(10, 0, 3e5 + 3204, 0, -10, 5e6))
+    assert "do not lie on those of" in eo("predict", enc, west, east, "--mosaic", "--out", out)[2]
 
 
 def test_export_writes_the_layout_of_the_hub(eo, place, tmp_path):

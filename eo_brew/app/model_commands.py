@@ -275,12 +275,13 @@ def _write_boxes(model, scene, size, out):
 # %% ../../nbs/app/04_model_commands.ipynb #dc1d4d5d
 def predict_model(
     model: str,  # file of `eo_brew finetune`
-    scene: str,  # raster, or folder with one file a band; many of them for classification
+    scene,  # raster, or folder with one file a band; a list of them for classification and mosaics
     out: str,  # to write
     after: str = None,  # of a model of change: the later date
     size: int = None,  # pixels of a window; None: as in training
     any_gsd: bool = False,  # allow other pixel sizes than the encoder's
     reading: dict = None,  # options of `open_scene`
+    mosaic: bool = False,  # one map of all scenes
     **options,  # of `predict_raster`
 ) -> Path:
     "Write what a fine-tuned model says of a scene."
@@ -297,8 +298,14 @@ def predict_model(
     if kind == "classification":
         _write_classes(net, scenes, size, out)
         return Path(out)
+    if mosaic:
+        from eo_brew.scenes.mosaic import mosaic as joined
+
+        scenes = [joined(scenes)]
     if len(scenes) > 1:
-        raise ValueError(f"scene {scene!r} holds {len(scenes)} scenes: give one of them")
+        raise ValueError(
+            f"scene {scene!r} holds {len(scenes)} scenes: give one of them, or add --mosaic for one map of all"
+        )
     if kind == "detection":
         _write_boxes(net, scenes[0], size, out)
         return Path(out)

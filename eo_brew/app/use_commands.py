@@ -183,15 +183,24 @@ def _draw_map(file, picture):
     print(f"picture: {picture}")
 
 # %% ../../nbs/app/04_use_commands.ipynb #b3d0a063
-def _check_predict(encoder, scene, out, labels, dtype, overwrite):
+def _check_predict(encoder, scene, out, labels, dtype, mosaic, after, overwrite):
     "What can be told before torch is there."
     existing_encoder(encoder)
-    existing(scene, "scene")
+    for s in scene:
+        existing(s, "scene")
+    if len(scene) > 1 and not mosaic and Path(out).suffix != ".csv":
+        raise ValueError(
+            f"scene: {len(scene)} are given; add --mosaic for one map of them all, or give one"
+        )
+    if mosaic and (after or Path(out).suffix in (".csv", ".geojson")):
+        raise ValueError(
+            "--mosaic makes one map of one date: leave out --after, and --out a .tif or .zarr"
+        )
     if labels:
         existing(labels, "--labels")
     check_parent(out)
     one_of(dtype, ("float32", "float16", "int16", "int8"), "--dtype")
-    check_outputs([out], [encoder, scene, labels], overwrite)
+    check_outputs([out], [encoder, *scene, labels], overwrite)
     maps = Path(out).suffix in (".tif", ".tiff", ".zarr")
     if (maps or Path(out).suffix in (".csv", ".geojson")) and is_model(encoder):
         check_model_out(encoder, out)
@@ -201,15 +210,26 @@ def _check_predict(encoder, scene, out, labels, dtype, overwrite):
         raise ValueError(f"--out {out!r} must end in .tif (COG) or .zarr")
 
 
+def _one_scene(paths, mosaic, encoder, modality, reading):
+    "The scene to be mapped, or all of them as one."
+    from eo_brew.app.model_commands import _own_scenes
+    from eo_brew.maps.predict import open_for
+    from eo_brew.scenes.mosaic import mosaic as joined
+
+    if not mosaic:
+        return open_for(paths[0], encoder, modality, **reading)
+    return joined(_own_scenes(paths, encoder, modality, placed=False, **reading))
+
+
 def _predict(
-    encoder, scene, out, labels, modality, layers, size, reading, column, any_gsd, options
+    encoder, scene, mosaic, out, labels, modality, layers, size, reading, column, any_gsd, options
 ):
     "The map; `options` are those of `predict_raster`."
-    from eo_brew.maps.predict import open_for, predict_raster
+    from eo_brew.maps.predict import predict_raster
     from eo_brew.maps.models import fit_scene, window_size
 
     encoder, modality, layers = load_for(encoder, modality, layers)
-    scene, model = open_for(scene, encoder, modality, **reading), encoder
+    scene, model = _one_scene(scene, mosaic, encoder, modality, reading), encoder
     if labels:
         fit_scene(scene, encoder.sensors[modality] or scene.sensor, any_gsd)
         model, names = _class_model(encoder, modality, layers, scene, labels, column)
@@ -222,7 +242,7 @@ def _predict(
 # %% ../../nbs/app/04_use_commands.ipynb #b3d0a064
 def run_predict(
     encoder: str,  # encoder.safetensors, its folder, hf-hub:USER/NAME, or a model of eo_brew finetune
-    scene: str,  # raster, or folder with one file a band
+    scene: list[str],  # raster, or folder with one file a band; several with --mosaic
     labels: str = None,  # raster or polygons of classes: makes a map of classes
     modality: str = None,  # which embedding of the encoder (default: its first)
     layers: list[int] = None,  # layers to join (default: the last; with --labels two of them)
@@ -230,6 +250,7 @@ def run_predict(
     dtype: Dtype = "int16",  # of the map; integers have a scale
     size: int = None,  # pixels of a window (default: what the encoder was trained on)
     column: str = None,  # of --labels in polygons: which holds the class (default: told by its name)
+    mosaic: bool = False,  # one map of several scenes of one CRS and lattice, as if they were one
     after: str = None,  # the later date, for a model of change
     any_gsd: bool = False,  # allow other pixel sizes than the encoder's
     overlap: int = None,  # pixels that windows share (default: a quarter of the window)
@@ -241,7 +262,7 @@ def run_predict(
     **reading,
 ):
     "Make a map of a whole scene: tokens, classes when labels are given, or what a fine-tuned model says."
-    _check_predict(encoder, scene, out, labels, dtype, overwrite)
+    _check_predict(encoder, scene, out, labels, dtype, mosaic, after, overwrite)
     if picture:
         _check_picture(picture, overwrite)
         if Path(out).suffix not in (".tif", ".tiff"):
@@ -250,11 +271,13 @@ def run_predict(
     options |= {} if overlap is None else dict(overlap=overlap)
     with speaking():
         if is_model(encoder):
-            file = predict_model(encoder, scene, out, after, size, any_gsd, reading, **options)
+            file = predict_model(
+                encoder, scene, out, after, size, any_gsd, reading, mosaic=mosaic, **options
+            )
         else:
             options |= {} if labels else dict(dtype=dtype, pca=pca or None)
             how = (labels, modality, layers, size, reading, column, any_gsd, options)
-            file = _predict(encoder, scene, out, *how)
+            file = _predict(encoder, scene, mosaic, out, *how)
         if picture:
             _draw_map(file, picture)
     megabytes = sum(f.stat().st_size for f in (file.rglob("*") if file.is_dir() else [file])) / 1e6
