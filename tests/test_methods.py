@@ -361,3 +361,18 @@ def test_views_that_patches_do_not_cover_are_refused():
         deo_learner(
             loaders(), "vit_tiny_patch16_224", vfm=None, views=dict(global_size=40, n_local=0)
         )
+
+
+def test_the_dense_preset_takes_both_teachers():
+    "Its crops are whole patches of any student; what it cannot do is said before anything is read."
+    dls = eo_dataloaders(sample_scene(), **sample_settings(96, bs=8, stride=160))
+    for given, sizes in ((dict(), {48, 24}), (dict(patch_size=4), {48, 24})):
+        learn = deo_learner(dls, preset="dense", steps=100, **given)
+        assert set(learn.views.views.sizes) == sizes
+        assert learn.method["terms"] == ["agreement", "expansion", "patch"]
+    with pytest.raises(ValueError, match="windows of 64 px or more .here 32.: take preset='auto'"):
+        deo_learner(loaders(), preset="dense", steps=100)
+    with pytest.raises(ValueError, match="wants colours"):
+        deo_learner(dls, preset="dense", vfm=None, steps=100)
+    with pytest.raises(ValueError, match="dense"):
+        get_method("mssdf").create(dls, "dense", 100)

@@ -87,7 +87,7 @@ GROUPS = {}
 # %% ../../nbs/app/02_arguments.ipynb #5fcd5554
 #: choices, by a name each: a comment is found only behind an argument of one line
 MaskName = Literal["scl", "fmask", "hls_fmask", "qa_pixel"]
-Preset = Literal["auto", "paper", "released"]
+Preset = Literal["auto", "dense", "paper", "released"]
 OnError = Literal["raise", "skip"]
 Speckle = Literal["lee", "median"]
 Dates = Literal["views"]

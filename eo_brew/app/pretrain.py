@@ -249,7 +249,7 @@ def pretrain(
     data: dict = None,  # further arguments of `eo_dataloaders`: offset, gain, nodata, crs, mask, n, stride, ...
     steps: int = None,  # training steps, in as many epochs as they take, instead of `epochs`
     views=None,  # a `MultiCrop`, or pixels of global and local views; None: the method's own
-    preset="auto",  # settings of the method: 'auto' chooses by what there is, 'paper', 'released', or a dict
+    preset="auto",  # settings of the method: 'auto' chooses by what there is, 'dense', 'paper', 'released', or a dict
     allow_change: tuple = (),  # facts that may differ from those of the run that is resumed
     precision: str = "auto",  # 'bf16', 'fp32', or what is faster on this machine
     rgb=None,  # picture of the same ground, sharper if need be, in the place of the scenes' own colours
