@@ -2,12 +2,14 @@
 
 import argparse
 import math
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from eo_brew.models.backbones import read_state
 from eo_brew.weights.official import load_official
 from eo_brew.weights.save import load_encoder, save_encoder
 
@@ -325,3 +327,13 @@ def test_what_does_not_fit_is_listed(tmp_path):
     (tmp_path / "cut.pth").write_bytes((tmp_path / "c.pth").read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot be read as weights"):
         load_official("deo_vit_b", tmp_path / "cut.pth")
+
+
+def test_reading_leaves_torchs_list_of_safe_classes_alone(tmp_path):
+    "A training file holds its options; that they may be read once does not make them safe for ever."
+    before = torch.serialization.get_safe_globals()
+    torch.save({"model": {}, "args": argparse.Namespace(lr=0.1)}, tmp_path / "run.pth")
+    assert read_state(tmp_path / "run.pth")["args"].lr == 0.1
+    assert torch.serialization.get_safe_globals() == before
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "run.pth", weights_only=True)
