@@ -512,6 +512,15 @@ def test_what_holds_for_which_modality(two_kinds):
     assert all("gsd" not in s for s in found.values())
 
 
+def test_collections_that_name_the_scenes_modality_reach_the_search_without_its_name():
+    asked = dict(collections=["ms=sentinel-2-l2a"], datetime="2017")
+    wanted = asked | dict(collections=["sentinel-2-l2a"])
+    assert own_reading("https://example.com/stac", asked, {}) == wanted
+    assert own_reading("https://example.com/stac", asked, dict(dsm="dsm.tif")) == wanted
+    with pytest.raises(ValueError, match=r"'s1/' is no catalogue; leave sar=... out"):
+        own_reading("https://example.com/stac", dict(collections=["s2", "sar=s1"]), dict(sar="s1/"))
+
+
 def test_commands_search_for_all_modalities(two_kinds, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     few = "--steps 1 --vfm none --size 48 --n 12 --bs 4 --datetime 2017-02".split()

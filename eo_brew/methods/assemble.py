@@ -79,7 +79,12 @@ def take_options(
     for name in given if isinstance(given, dict) else ():
         check_name(name, names, type(default).__name__.lower())
     found = {name: named.pop(name) for name in names if name in named}
-    if given is not None and not isinstance(given, dict):
+    if given is not None and not isinstance(given, (dict, type(default))):
+        kind = type(default).__name__
+        raise ValueError(
+            f"{given!r} given for {kind}: wanted a dict with some of {names}, or a {kind}"
+        )
+    if isinstance(given, type(default)):
         return replace(given, **found)
     return replace(default, **(given or {}) | found)
 
@@ -251,7 +256,7 @@ def _chosen(presets, preset, given):
 
 
 #: arguments of learners that are groups of options
-_GROUPS = ("schedule", "multispectral", "optical", "multispectral", "views", "masks", "objectives")
+_GROUPS = ("schedule", "multispectral", "optical", "views", "masks", "objectives")
 
 
 def _merged(settings, given):

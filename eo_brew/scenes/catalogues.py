@@ -181,14 +181,18 @@ def search_of(
     reading: dict,  # options of all: bbox, datetime, collections, sign, and others
 ) -> dict:  # those of a search, in a catalogue; {}: it is none
     "What of a search holds for one of several modalities."
-    named = [str(c).partition("=") for c in reading.get("collections") or ()]
-    plain = [c for c, eq, _ in named if not eq]
-    own = [c for n, eq, c in named if eq and n == name] or plain
+    own = _collections(name, reading)
     paths = path if isinstance(path, (list, tuple)) else [path]
     if not any(is_catalogue(p) or is_item(p) or own and _is_api(p) for p in paths):
         return {}
     asked = {k: reading[k] for k in ("bbox", "datetime", "sign") if reading.get(k) is not None}
     return asked | (dict(collections=own) if own else {})
+
+
+def _collections(name: str, reading: dict) -> list:
+    "Those that name a modality; else those that name none."
+    split = [str(c).rpartition("=") for c in reading.get("collections") or ()]
+    return [c for n, _, c in split if n == name] or [c for n, _, c in split if not n]
 
 
 def _is_api(path) -> bool:
@@ -204,15 +208,19 @@ def own_reading(
     name: str = "ms",  # of the scenes' modality
 ) -> dict:  # options of the scenes alone
     "Reading options without what is meant for other modalities."
-    collections = reading.get("collections") or ()
-    for c in collections:
-        to, named, _ = str(c).partition("=")
-        if named and to not in (name, *others):
+    collections = [str(c) for c in reading.get("collections") or ()]
+    searched = [n for n, p in others.items() if search_of(p, n, reading)]
+    for to in [c.rpartition("=")[0] for c in collections]:
+        if to and to not in (name, *others):
             raise ValueError(
-                f"collections={list(collections)}: {to!r} is no modality; there are {[name, *others]}"
+                f"collections={collections}: {to!r} is no modality; there are {[name, *others]}"
             )
-    if not any(search_of(p, n, reading) for n, p in others.items()):
-        return reading
+        if to and to not in (name, *searched):
+            raise ValueError(
+                f"collections={collections}: {others[to]!r} is no catalogue; leave {to}=... out"
+            )
+    if not searched:
+        return reading | (dict(collections=_collections(name, reading)) if collections else {})
     rest = {k: v for k, v in reading.items() if k not in ("datetime", "collections", "sign")}
     return rest | search_of(path, name, reading)
 

@@ -73,7 +73,7 @@ def _check_lattice(s, first):
         )
     if not (first.crs and s.crs and same_crs(s.crs, first.crs)):
         raise ValueError(
-            f"{s.name} has another CRS than {first.name}, or none: warp it first (gdalwarp -t_srs ... "
+            f"{s.name} has another CRS than {first.name}, or none: warp both first (gdalwarp -t_srs ... "
             f"-tr {abs(a.a):g} {abs(a.e):g} -tap), or predict each and mosaic the maps"
         )
     size = np.array([b.a / a.a, b.e / a.e])
@@ -82,5 +82,5 @@ def _check_lattice(s, first):
     if np.abs(size - 1).max() * most > 0.01 or np.abs(off - off.round()).max() > 0.01:
         raise ValueError(
             f"the pixels of {s.name} ({b.a:g} from {b.c:.10g}, {b.f:.10g}) do not lie on those of {first.name} "
-            f"({a.a:g} from {a.c:.10g}, {a.f:.10g}): warp it first (gdalwarp -tr {abs(a.a):g} {abs(a.e):g} -tap)"
+            f"({a.a:g} from {a.c:.10g}, {a.f:.10g}): warp both first (gdalwarp -tr {abs(a.a):g} {abs(a.e):g} -tap)"
         )
