@@ -346,7 +346,8 @@ class WithHeights:
     def __getitem__(self, i):
         d, y = self.ds[i]
         with _no_place_needed(), rasterio.open(self.files[i]) as f:
-            z = torch.from_numpy(f.read(1).astype("float32"))
+            z = f.read(1, masked=True).astype("float32").filled(np.nan)
+        z = torch.from_numpy(z)
         lacks = [a - b for a, b in zip(y.shape, z.shape)]
         if not set(lacks) <= {0, 1}:
             raise ValueError(
@@ -354,7 +355,11 @@ class WithHeights:
                 "both must lie on one grid."
             )
         rows, columns = ([*range(n - k), *[n - k - 1] * k] for n, k in zip(y.shape, lacks))
-        return d | {self.heights: z[rows][:, columns][None]}, y  # Potsdam's 3_13 lacks a column
+        z = z[rows][:, columns][None]  # Potsdam's 3_13 lacks a column
+        ok = z.isfinite()
+        # no step of -9999 m where data end
+        z = torch.where(ok, z, z[ok].median() if ok.any() else 0.0)
+        return d | {self.heights: z, f"{self.heights}_valid": ok}, y
 
 # %% ../../nbs/data/09_datasets.ipynb #906457e4
 def dataset_loaders(
