@@ -677,6 +677,13 @@ def test_what_a_row_of_boxes_sees(tmp_path):
     assert beside["boxes"].shape == (0, 4)
 
 
+def test_a_folder_without_classes_is_named(tmp_path):
+    from eo_brew.tasks.benchmarks import RECIPES, recipe_data
+
+    with pytest.raises(ValueError, match="empty' has no folders of images"):
+        recipe_data(RECIPES["AID"], get_sensor("rgb"), tmp_path / "empty")
+
+
 def test_heights_reach_the_row_that_has_them(tmp_path):
     "What the colours of a window do not tell, the surface model does."
     from dataclasses import replace
@@ -687,7 +694,7 @@ def test_heights_reach_the_row_that_has_them(tmp_path):
     row = replace(RECIPES["Potsdam + DSM"], size=32)
     train, test = recipe_data(row, get_sensor("rgb"), tmp_path)
     for d, y in (*train, *test):
-        assert set(d) == {"rgb", "dsm"} and d["dsm"].shape == (1, 32, 32)
+        assert set(d) == {"rgb", "dsm", "dsm_valid"} and d["dsm"].shape == (1, 32, 32)
         assert set(d["dsm"].unique().tolist()) <= {40.0, 70.0}
         assert torch.equal(d["dsm"][0][y != 255] == 70, y[y != 255] == 1)  # white is class 1
 

@@ -181,7 +181,12 @@ def aid_set(
 ):
     "a folder a class, Airport/airport_1.jpg; no list of a split is published: half of each class"
     photos, classes = [], []
-    for k, folder in enumerate(sorted(p for p in root.iterdir() if p.is_dir())):
+    folders = sorted({p.parent for p in root.glob("*/*.jpg")})
+    if not folders:
+        raise ValueError(
+            f"root={str(root)!r} has no folders of images: give the one with Airport/airport_1.jpg"
+        )
+    for k, folder in enumerate(folders):
         files = sorted(folder.glob("*.jpg"))
         order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
         half = len(files) // 2
