@@ -20,7 +20,7 @@ from servers import serving
 
 from eo_brew.app.cli import main
 from eo_brew.data.dataloaders import eo_dataloaders
-from eo_brew.scenes.catalogues import own_reading, read_items
+from eo_brew.scenes.catalogues import _is_api, own_reading, read_items
 from eo_brew.scenes.open import open_scene, open_scenes, sample_scene
 from eo_brew.scenes.scene import read_window
 from eo_brew.scenes.windows import scene_date
@@ -532,3 +532,18 @@ def test_commands_search_for_all_modalities(two_kinds, tmp_path, capfd, monkeypa
     assert "'radar' is no modality; there are ['ms', 'sar']" in capfd.readouterr().err
     assert main([*run, *kinds[:2], "sar=sentinel-1-grd", "--out", "b"]) == 2
     assert "lists no item with" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "where,api",
+    [
+        ("https://example.org", True),
+        ("https://example.org/api/v1.0", True),
+        ("https://example.org/api/v1/search?limit=2", True),
+        ("https://example.org/catalogue.json?key=a.b", False),
+        ("https://example.org/scene.jp2", False),
+        ("folder/v1.0", False),
+    ],
+)
+def test_an_address_without_a_file_is_an_api(where, api):
+    assert _is_api(where) == api

@@ -626,3 +626,12 @@ def test_a_dense_teacher_in_half_precision(vfm):
         losses.append({k: float(v) for k, v in learn.loss_func.parts.items()})
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], abs=0.02)
+
+
+def test_weights_and_options_that_contradict_each_other_are_refused(vfm):
+    with pytest.raises(ValueError, match="ms_weight=-1: a weight below 0"):
+        learner(vfm, ms_weight=-1)
+    with pytest.raises(ValueError, match="dense=True is the EMA teacher's"):
+        learner(vfm, self_distill=False, dense=True)
+    with pytest.raises(ValueError, match="multispectral='densee' is not known"):
+        learner(vfm, multispectral=dict(densee=True))

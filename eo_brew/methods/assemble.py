@@ -76,11 +76,12 @@ def take_options(
 ):  # `default` with the changes
     "Settings of one kind, from all the ways to give them."
     names = [f.name for f in fields(default)]
+    kind = type(default).__name__
+    group = kind.lower().removeprefix("deo")  # the argument's name
     for name in given if isinstance(given, dict) else ():
-        check_name(name, names, type(default).__name__.lower())
+        check_name(name, names, group)
     found = {name: named.pop(name) for name in names if name in named}
     if given is not None and not isinstance(given, (dict, type(default))):
-        kind = type(default).__name__
         raise ValueError(
             f"{given!r} given for {kind}: wanted a dict with some of {names}, or a {kind}"
         )

@@ -184,6 +184,9 @@ class DEOLoss(nn.Module):
         local_cov: bool = False,  # covariance of each process alone
     ):
         super().__init__()
+        for name, weight in dict(alpha=alpha, cls_weight=cls_weight, ms_weight=ms_weight).items():
+            if weight < 0:
+                raise ValueError(f"{name}={weight}: a weight below 0 trains away from the teacher")
         self.ms = SimDINOLoss(eps=eps, smooth=smooth, local_cov=local_cov)
         self.dense = DenseSimDINOLoss(eps=eps, smooth=smooth)
         self.ms_weight = ms_weight
@@ -492,6 +495,8 @@ def deo_learner(
     schedule = take_options(Schedule(), schedule, kwargs)
     if vfm is None and not self_distill:
         raise ValueError("vfm=None and self_distill=False leave no teacher; give one of them")
+    if own.dense and not self_distill:
+        raise ValueError("dense=True is the EMA teacher's, which self_distill=False leaves out")
     vfm = optical_teacher(vfm)
     colours = _check_modalities(dls, modality, vfm, optical.distill_from)
     others = [m for m in optical.distill_from if vfm and m != "rgb"]

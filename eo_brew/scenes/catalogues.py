@@ -12,7 +12,8 @@ import re
 from dataclasses import dataclass, field
 from datetime import datetime as moments
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from ..core.checks import nearest, without_query
 from ..core.sensors import Sensor, get_sensor, spotted
@@ -196,9 +197,9 @@ def _collections(name: str, reading: dict) -> list:
 
 
 def _is_api(path) -> bool:
-    "An address that ends in no file."
-    where = str(path).partition("?")[0]
-    return "://" in where and "." not in where.rpartition("/")[2]
+    "An address that ends in no file; `v1.0` is none."
+    suffix = PurePosixPath(urlsplit(str(path)).path).suffix
+    return "://" in str(path) and (not suffix or suffix[1:].isdigit())
 
 
 def own_reading(

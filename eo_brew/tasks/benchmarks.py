@@ -438,7 +438,9 @@ class FlipsAndColours(Callback):
         turned = torch.rand(len(y), device=y.device) < 0.5
         turn = lambda x: torch.where(turned.view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
         d = {k: turn(x) for k, x in d.items()}
-        d[self.modality] = torch.stack([self.jitter(x) for x in d[self.modality]])
+        x = d[self.modality]  # colours first; what is behind them stays as it was measured
+        colours = torch.stack([self.jitter(rgb) for rgb in x[:, :3]])
+        d[self.modality] = torch.cat([colours, x[:, 3:]], 1)
         self.learn.xb, self.learn.yb = (d,), (turn(y),)
 
 
