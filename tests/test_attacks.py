@@ -530,7 +530,7 @@ def test_a_second_run_is_refused_and_a_dead_one_is_taken_over(eo, tmp_path):
             pass
         scene = raster(tmp_path / "s.tif")
         for how in ([scene, "--sensor", "sentinel2_l1c"], ["--resume", scene]):
-            code, _, err = eo("pretrain", *how, "--out", run)
+            code, _, err = eo("pretrain", *how, "--out", run, "--precision", "fp32")
             assert code == 2 and re.search(said, err) and err.count("\n") == 1
     finally:
         first.kill()
