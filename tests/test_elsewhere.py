@@ -51,27 +51,63 @@ encoder: {encoder}
 """
 
 
-def test_torchgeo_bench_runs_an_encoder(encoder, tmp_path):
-    pd = pytest.importorskip("pandas")
-    pytest.importorskip("torchgeo_bench", reason="extra: bench")
-    (tmp_path / "data/eurosat").mkdir(parents=True)
-    eurosat(tmp_path / "data/eurosat")
-    (tmp_path / "conf/model").mkdir(parents=True)
-    (tmp_path / "conf/model/eo_brew.yaml").write_text(CONFIG.format(encoder=encoder))
-    line = f"""--config-dir {tmp_path}/conf model=eo_brew dataset.names=[eurosat] dataset.bands=all device=cpu
+def so2sat(root):
+    "GEO-Bench-2's So2Sat: radar and reflectances of each place in a tortilla, these in one, two classes by brightness."
+    from tacotoolbox import tortilla
+
+    Sample, Samples = tortilla.datamodel.Sample, tortilla.datamodel.Samples
+    rng, level, places = np.random.default_rng(0), (0.08, 0.25), []
+    (root / "so2sat").mkdir(parents=True)
+    for split, n in dict(train=8, validation=4, test=4).items():
+        for i in range(2 * n):
+            place = root / f"parts/{split}{i}.tortilla"
+            about = dict(data_split=split, file_format="GTiff", patch_id=place.stem)
+            parts = []
+            for name, bands in (("s1", 2), ("s2", 10)):
+                file = root / f"parts/{split}{i}_{name}.tif"
+                write(file, rng.normal(level[i % 2], 0.01, (bands, 64, 64)).astype("float32"))
+                parts.append(Sample(id=name, path=str(file), labels=i % 2, **about))
+            tortilla.create(Samples(samples=parts), str(place), quiet=True)
+            about |= dict(file_format="TORTILLA", labels=i % 2)
+            places.append(Sample(id=place.stem, path=str(place), **about))
+    tortilla.create(
+        Samples(samples=places), str(root / "so2sat/geobench_so2sat.tortilla"), quiet=True
+    )
+
+
+def run_bench(encoder, folder, name):
+    "torchgeo-bench's own command on the data set of that name in `folder`/data; its table."
+    (folder / "conf/model").mkdir(parents=True)
+    (folder / "conf/model/eo_brew.yaml").write_text(CONFIG.format(encoder=encoder))
+    line = f"""--config-dir {folder}/conf model=eo_brew dataset.names=[{name}] dataset.bands=all device=cpu
     dataset.image_size=64 dataset.batch_size=8 dataset.num_workers=0 eval.bootstrap=2 eval.c_range=[-1,1,2]
-    eval.knn_k=3 output={tmp_path}/out.csv"""
+    eval.knn_k=3 output={folder}/out.csv"""
     run = "from torchgeo_bench.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", run, "run", *line.split()],
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
-        env=os.environ | dict(CUDA_VISIBLE_DEVICES=""),
+        env=os.environ | dict(CUDA_VISIBLE_DEVICES="", GEOBENCH_V2_NO_DOWNLOAD="1"),
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    table = pd.read_csv(tmp_path / "out.csv")
-    assert {"knn3", "linear"} <= set(table.method) and (table.name == "eo_brew").all()
+    return pytest.importorskip("pandas").read_csv(folder / "out.csv")
+
+
+@pytest.mark.parametrize("name", ["eurosat", "so2sat"])
+def test_torchgeo_bench_runs_an_encoder(encoder, tmp_path, name):
+    "A data set of torchgeo's, and one of GEO-Bench-2: two levels of brightness are told apart."
+    pytest.importorskip("torchgeo_bench", reason="extra: bench")
+    if name == "eurosat":
+        (tmp_path / "data/eurosat").mkdir(parents=True)
+        eurosat(tmp_path / "data/eurosat")
+    else:
+        pytest.importorskip("tacotoolbox", reason="makes GEO-Bench-2's files: tacotoolbox<0.6")
+        so2sat(tmp_path / "data/geobenchv2")
+    table = run_bench(encoder, tmp_path, name)
+    assert (table.name == "eo_brew").all()
+    scores = table.set_index("method").metric_value
+    assert scores["knn3"] > 0.9 and scores["linear"] > 0.9
 
 
 def test_the_benchmark_feeds_bands_in_our_order_and_unit(encoder):
