@@ -663,26 +663,18 @@ RUN = (
 ).split()
 
 
-def command(argv, said):
-    "A command line as a process group of its own; everything is imported already."
-    os.setsid()
-    torch.set_num_threads(1)
-    with open(said, "w") as out, redirect_stdout(out), redirect_stderr(out):
-        code = main([str(a) for a in argv])
-    os._exit(code)
-
-
 def until_told(folder, argv, rows):
     "Pretrain until the log has more than `rows` lines, then SIGTERM to the group: (exit code, output)."
     log, said = Path(folder) / "log.csv", Path(folder).with_suffix(".txt")
-    argv = ["pretrain", "--out", folder, *argv]
-    p = PROCESSES.Process(target=command, args=(argv, said))
-    p.start()
-    while p.is_alive() and not (log.exists() and len(log.read_text().splitlines()) > rows):
+    argv = [sys.executable, "-m", "eo_brew", "pretrain", "--out", folder, *argv]
+    # a process of its own: a fork of this one may find a lock of GDAL taken by a thread that it does not have
+    with open(said, "w") as out:
+        own = dict(stdout=out, stderr=out, start_new_session=True)
+        p = subprocess.Popen([*map(str, argv)], **own, env=os.environ | dict(OMP_NUM_THREADS="1"))
+    while p.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > rows):
         time.sleep(0.1)
     os.killpg(p.pid, signal.SIGTERM)
-    p.join(120)
-    return p.exitcode, said.read_text()
+    return p.wait(120), said.read_text()
 
 
 CHANGES = {
