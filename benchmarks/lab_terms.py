@@ -1,18 +1,19 @@
-"""What the package lacks so far: a multispectral teacher for tokens, and balanced gradients."""
+"""What the lab has beside the package: a teacher of CLS and tokens at once, and balanced gradients."""
 
 import torch
-import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from torch import nn
 
 from eo_brew.core.processes import unwrap_model
-from eo_brew.losses.coding_rate import SimDINOLoss, coding_rate
+from eo_brew.losses.coding_rate import SimDINOLoss
 from eo_brew.losses.distill import cls_distill_loss, map_distill_loss
 from eo_brew.methods.deo import DEOModel
+from eo_brew.losses.tokens import DenseSimDINOLoss
 from eo_brew.models.encoder import ProjectionHead
 from eo_brew.models.teachers import EMATeacher
 from eo_brew.train.inputs import ViewsCallback
+from eo_brew.views.same_ground import same_ground
 
 
 def run_momentum(steps, half_life=0.05, most=0.996):
@@ -20,73 +21,13 @@ def run_momentum(steps, half_life=0.05, most=0.996):
     return min(most, 0.5 ** (1 / (half_life * steps)))
 
 
-def places(view, grid):
-    """Where the middles of a view's tokens lie in its window: (B,h,w,2) relative (y,x)."""
-    h, w = grid
-    y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
-    yx = torch.stack([y, x], -1).expand(len(view["box"]), -1, -1, -1)
-    if "turn" in view:
-        transpose, over = view["turn"].T[..., None, None]
-        yx = torch.stack([torch.where(over, 1 - yx[..., 0], yx[..., 0]), yx[..., 1]], -1)
-        yx = torch.where(transpose[..., None], yx.flip(-1), yx)
-    x = torch.where(view["flip"][:, None, None], 1 - yx[..., 1], yx[..., 1])
-    low, high = view["box"][:, None, None].split(2, -1)
-    return low + torch.stack([yx[..., 0], x], -1) * (high - low)
-
-
-def within(view, yx):
-    """Places of the window (B,h,w,2) as places of a view: the inverse of `places`."""
-    low, high = view["box"][:, None, None].split(2, -1)
-    y, x = ((yx - low) / (high - low)).unbind(-1)
-    yx = torch.stack([y, torch.where(view["flip"][:, None, None], 1 - x, x)], -1)
-    if "turn" in view:
-        transpose, over = view["turn"].T[..., None, None]
-        yx = torch.where(transpose[..., None], yx.flip(-1), yx)
-        yx = torch.stack([torch.where(over, 1 - yx[..., 0], yx[..., 0]), yx[..., 1]], -1)
-    return yx
-
-
-def same_ground(maps, view, other):
-    """What a view's token maps (B,D,h,w) say at another view's tokens, and where both see them.
-
-    `other` is (view, grid); the answer is (B,h',w',D) and a bool mask (B,h',w').
-    """
-    yx = within(view, places(*other))
-    seen = ((yx >= 0) & (yx <= 1)).all(-1)
-    said = F.grid_sample(maps, 2 * yx.flip(-1) - 1, align_corners=False, padding_mode="border")
-    return said.permute(0, 2, 3, 1), seen
-
-
-class TokenLoss(nn.Module):
-    """Minus agreement of tokens on the same ground, minus the coding rate of all tokens."""
-
-    def __init__(self, eps=0.05):
-        super().__init__()
-        self.eps = eps
-
-    def forward(self, student, teacher, views):
-        """Unit maps (B,D,h,w), one a student view and one a teacher view -> scalar, parts."""
-        pairs = [
-            self.agreement(s, t, views[v], views[i])
-            for v, s in enumerate(student)
-            for i, t in enumerate(teacher)
-            if v != i
-        ]
-        agreement = sum(c for c, _ in pairs) / sum(n for _, n in pairs).clamp(min=1)
-        expansion = sum(self.expansion(s, t) for s, t in zip(student, teacher)) / len(teacher)
-        return -agreement - expansion, dict(token_agreement=agreement, token_expansion=expansion)
-
-    def agreement(self, student, teacher, view, teacher_view):
-        """Sum of cosines where both views see the ground, and how many."""
-        said, seen = same_ground(teacher, teacher_view, (view, student.shape[2:]))
-        cos = F.cosine_similarity(student.permute(0, 2, 3, 1), said, dim=-1)
-        return (cos * seen).sum(), seen.sum()
-
-    def expansion(self, student, teacher):
-        """SimDINO's gamma times the coding rate, rows being tokens."""
-        z = ((student + teacher) / 2).flatten(2).transpose(1, 2).flatten(0, 1)
-        n, d = z.shape
-        return (d + n) / (d * n) * coding_rate(z, self.eps)
+def pairs(student, views, n_global=2):
+    """(view, global view, where its tokens lie there, which of them are inside) of all but a view and itself."""
+    for v, maps in enumerate(student):
+        for i in range(n_global):
+            if v != i:
+                where = same_ground(views[v], maps.shape[2:], views[i])
+                yield v, i, where, (where.abs() <= 1).all(-1)
 
 
 class TokenBranch(nn.Module):
@@ -188,7 +129,7 @@ class TwoTeacherLoss(nn.Module):
     def __init__(self, weights, cls_weight=1.0, eps=0.05):
         super().__init__()
         self.weights, self.cls_weight = dict(weights), cls_weight
-        self.ms, self.token, self.terms, self.parts = SimDINOLoss(eps), TokenLoss(), {}, {}
+        self.ms, self.token, self.terms, self.parts = SimDINOLoss(eps), DenseSimDINOLoss(), {}, {}
 
     def forward(self, pred, target):
         """What the model returns and what the target callbacks put together -> scalar."""
@@ -197,10 +138,9 @@ class TwoTeacherLoss(nn.Module):
             self.terms["ms"] = self.ms(pred["ms"], target["ms"])
             self.parts |= self.ms.parts
         if "tokens" in pred:
-            self.terms["tokens"], parts = self.token(
-                pred["tokens"], target["tokens"], target["views"]
-            )
-            self.parts |= parts
+            between = list(pairs(pred["tokens"], target["views"]))
+            self.terms["tokens"] = self.token(pred["tokens"], target["tokens"], between)
+            self.parts |= {f"token_{k}": v for k, v in self.token.parts.items()}
         if "cls" in pred:
             self.terms["optical"] = self.optical(pred, target)
         self.parts = {k: v.detach() for k, v in self.parts.items()}

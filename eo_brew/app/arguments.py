@@ -111,7 +111,7 @@ def reading(
     datetime: str = None,  # of a catalogue: a day or a range, e.g. 2024-06-01/2024-08-31
     collections: list[
         str
-    ] = None,  # of a catalogue; with them a URL is that of an API; sar=NAME: of --modality sar
+    ] = None,  # of a catalogue; makes a URL an API; sar=NAME: of --modality sar
     sign: str = None,  # of a catalogue: function that signs URLs, as module:function
     allow_outside: bool = False,  # files in a folder of scenes may be links or VRTs that lead out of it
 ) -> dict:  # those that were given

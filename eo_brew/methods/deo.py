@@ -517,8 +517,15 @@ def deo_learner(
         tap_norm=optical.tap_norm,
         dense=own.dense,
     )
-    weights = (optical.cls_weight, own.ms_weight)
-    loss = DEOLoss(own.eps, optical.alpha, optical.same_view, own.smooth, *weights, own.local_cov)
+    loss = DEOLoss(
+        own.eps,
+        optical.alpha,
+        optical.same_view,
+        own.smooth,
+        optical.cls_weight,
+        own.ms_weight,
+        own.local_cov,
+    )
     callbacks = _callbacks(model, views, dls.sensors[modality], vfm, optical.cache)
     parts = _parts(vfm, self_distill, optical.cls_weight)
     learn = assemble(dls, model, loss, callbacks, schedule, parts, extra, cbs)
