@@ -135,14 +135,18 @@ def measure(data, case, place, seed, steps) -> list:
     ]
 
 
+def write_table(rows, fields, out):
+    "All lines as CSV."
+    with open(out, "w", newline="") as f:
+        table = csv.DictWriter(f, fields, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
 def write(rows, out):
     "All lines in the order of the sets."
     order = list(FOLDERS)
-    rows = sorted(rows, key=lambda r: (order.index(r["data"]), int(r["seed"])))
-    with open(out, "w", newline="") as f:
-        table = csv.DictWriter(f, FIELDS, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    write_table(sorted(rows, key=lambda r: (order.index(r["data"]), int(r["seed"]))), FIELDS, out)
 
 
 def main():

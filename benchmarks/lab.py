@@ -1,7 +1,7 @@
 """Does a second teacher pay? One small student, pretrained in many ways and probed alike.
 
     OMP_NUM_THREADS=1 python benchmarks/lab.py --data DIR --out lab.csv [--arms 'optical' 'dual']
-        [--seeds 0 1 2] [--steps 160] [--dinov2 FILE] [--cache FOLDER]
+        [--seeds 0 1 2] [--steps 160] [--dinov2 FILE] [--cache FOLDER] [--encoders FOLDER]
 
 DIR holds the lab's scenes (s2_t33uub, s2_t49jgm, s2_aquileia) and eurosat_ms/CLASS/*.tif. FILE is
 a timm state dict of vit_small_patch14_dinov2 whose first nine blocks count. Every row is one arm,
@@ -21,6 +21,7 @@ import torch
 from eo_brew.app.demo import fit_steps
 from eo_brew.methods.deo import distill_layers
 from eo_brew.models.teachers import VFMTeacher, efficientnet_lite_teacher
+from eo_brew.weights.save import save_encoder
 from lab_arms import ARMS, BASE, learner, random_encoder, settings
 from lab_data import MemoryWindows, ask, cut_windows, measured, read_chips, read_scenes
 from lab_probes import Truth, chip_features, score, score_forest, score_rgb_teacher
@@ -54,9 +55,9 @@ COLUMNS = [
 class Lab:
     """Scenes, chips and teachers, each read or made when first needed."""
 
-    def __init__(self, data, dinov2=None, cache=None):
+    def __init__(self, data, dinov2=None, cache=None, encoders=None):
         chips, classes, _ = read_chips(data)
-        self.data, self.dinov2, self.cache = data, dinov2, cache
+        self.data, self.dinov2, self.cache, self.encoders = data, dinov2, cache, encoders
         self.truth, self.sets = Truth(chips, classes), {}
         self.scenes = read_scenes(data, BASE["scenes"])
         every = torch.cat([cut_windows(x) for x in self.scenes.values()])
@@ -107,6 +108,8 @@ class Lab:
         if arm in BASELINES:
             return BASELINES[arm](self, seed)
         encoder, measured = self.train(arm, seed, steps)
+        if self.encoders:
+            save_encoder(encoder, self.encoders / f"{arm}, {steps} steps, seed {seed}.safetensors")
         return score(self.truth, encoder, distill_layers(encoder), self.teacher_tokens) | measured
 
 
@@ -167,6 +170,7 @@ def main():
     p.add_argument("--steps", type=int, default=160)
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--dinov2")
+    p.add_argument("--encoders", type=Path, help="folder in which to keep what was trained")
     p.add_argument(
         "--cache", type=Path, help="folder in which to keep what the optical teacher says"
     )
@@ -174,7 +178,9 @@ def main():
     torch.set_num_threads(args.threads)
     rows = list(csv.DictReader(args.out.open(newline=""))) if args.out.exists() else []
     left = list(todo(args, {tuple(r[k] for k in KEY) for r in rows}))
-    lab = Lab(args.data, args.dinov2, args.cache) if left else None
+    for folder in filter(None, (args.cache, args.encoders)):
+        folder.mkdir(parents=True, exist_ok=True)
+    lab = Lab(args.data, args.dinov2, args.cache, args.encoders) if left else None
     for key in left:
         start = time.time()
         row = dict(zip(KEY, key)) | lab.row(*key)

@@ -11,7 +11,7 @@ the last ten steps. Runs that OUT has already are kept.
 
 import numpy as np
 import torch
-from mssdf_ablation import MEASURED, PARTS, SIZE, Kept, table, train
+from mssdf_ablation import MEASURED, PARTS, SIZE, VARIANTS, Kept, table, train
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -22,7 +22,6 @@ from eo_brew.scenes.open import open_scene, sample_scene
 from eo_brew.scenes.windows import window_index
 
 TEST = 176, 264
-VARIANTS = "random encoder", "MSSDF", "random masks, reconstruction only"
 COLUMNS = ["variant", "seed", "steps", "height_r2", "rank", *PARTS, "cpu_seconds"]
 
 

@@ -19,7 +19,11 @@ from affine import Affine
 import eo_brew
 from eo_brew.app.arguments import SENSORS, described, option_words
 from eo_brew.app.cli import COMMANDS, main
+from eo_brew.maps.predict import open_for
 from eo_brew.models.encoder import create_encoder
+from eo_brew.models.shifts import ShiftAverage
+from eo_brew.probes.scene_probe import scene_probe
+from eo_brew.scenes.open import open_raster
 from eo_brew.weights.export import from_pretrained
 from eo_brew.core.sensors import get_sensor, list_sensors
 from eo_brew.weights.save import load_encoder, save_encoder
@@ -138,6 +142,21 @@ def test_predict_writes_components_or_classes(eo, place, tmp_path):
     )
     with rasterio.open(tmp_path / "m.tif") as src:
         assert src.count == 24
+
+
+def test_predict_over_shifts(eo, place, tmp_path):
+    "The command's map is the library's, it says how it was made, and classes are read from the same tokens."
+    encoder, out = place / "encoder.safetensors", tmp_path / "shifts.tif"
+    line = ["predict", encoder, place / "scene.tif", "--shifts", 2]
+    code, _, err = eo(*line, "--pca", 0, "--dtype", "float32", "--out", out)
+    assert code == 0, err
+    mean = ShiftAverage(load_encoder(encoder), 2)
+    wanted = open_raster(open_for(place / "scene.tif", mean, "ms")).eo.predict(mean, size=48)
+    with rasterio.open(out) as src:
+        np.testing.assert_allclose(src.read(), wanted.values, atol=1e-4)
+        assert src.tags()["shifts"] == "2"
+    code, _, err = eo(*line, "--labels", place / "labels.tif", "--out", tmp_path / "classes.tif")
+    assert code == 0, err
 
 
 def halves(place, folder, **other):
@@ -292,6 +311,25 @@ def test_probe_makes_one_table(eo, place, tmp_path):
     )  # the table is not overwritten
 
 
+def test_probe_in_other_windows_and_over_shifts(eo, place, tmp_path):
+    "The table's score is that of the library with the same window and the same mean."
+    with rasterio.open(place / "labels.tif") as src:
+        moved = np.roll(src.read(), (7, 7), (1, 2))  # the place's own labels are too easy
+    labels = raster(tmp_path / "labels.tif", moved, nodata=255, classes="soil,wood,water")
+    same = ["--data", place / "scene.tif", "--labels", labels, "--layers", 0, 1]
+    line = ["probe", place, *same, "--size", 32, "--shifts", 2, "--out", tmp_path / "t"]
+    code, _, err = eo(*line)
+    assert code == 0, err
+    rows = [r.split(",") for r in (tmp_path / "t" / "table.csv").read_text().splitlines()]
+    said = next(float(r[3]) for r in rows if r[0] == place.name and r[2] == "pixel_macro_f1")
+    mean = ShiftAverage(load_encoder(place / "encoder.safetensors"), 2)
+    scene = open_raster(open_for(place / "scene.tif", mean, "ms"))
+    score = lambda window: scene_probe(mean, scene, labels, (0, 1), window=window)
+    assert said == pytest.approx(score(32).pixels.macro_f1) != score(48).pixels.macro_f1
+    line[line.index(labels)] = "folder"
+    assert "images are read whole" in eo(*line, "--overwrite")[2]
+
+
 def test_probe_joins_dates(eo, place, tmp_path):
     "Soil and wood look alike at one date, wood and water at the other: every row of the joined table says more."
     with rasterio.open(place / "scene.tif") as src, rasterio.open(place / "labels.tif") as of:
@@ -385,6 +423,7 @@ MISTAKES = {
     "predict {d}/scene.tif {d}/scene.tif --out {t}/o.tif": "no whole safetensors file",
     "predict {d}/encoder.safetensors {d}/no.tif --out {t}/o.tif": "does not exist",
     "predict {d}/encoder.safetensors {d}/two.tif --out {t}/o.tif": "B04",
+    "predict {d}/encoder.safetensors {d}/scene.tif --shifts 0 --out {t}/o.tif": "--shifts 0: wanted 1",
     "predict {d}/encoder.safetensors {d}/scene.tif --out {d}/labels.tif": "--overwrite",
     "predict {d}/encoder.safetensors {d}/scene.tif --out {t}/no/o.tif": "does not exist",
     "predict {d}/encoder.safetensors {d}/scene.tif --out {t}/o.jpg": ".tif (COG)",

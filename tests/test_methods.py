@@ -364,6 +364,15 @@ def test_views_that_patches_do_not_cover_are_refused():
         )
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_one_view_has_no_other_to_agree_with(dense):
+    "Said when the learner is made, not in the first batch."
+    one = dict(global_size=32, n_global=1, n_local=0)
+    student = dict(arch="vit_tiny_patch16_224", patch_size=8, embed_dim=24, depth=2, num_heads=2)
+    with pytest.raises(ValueError, match="one view alone"):
+        deo_learner(loaders(), student, vfm=None, views=one, multispectral=dict(dense=dense))
+
+
 def test_the_dense_preset_takes_both_teachers():
     "Its crops are whole patches of any student; what it cannot do is said before anything is read."
     dls = eo_dataloaders(sample_scene(), **sample_settings(96, bs=8, stride=160))

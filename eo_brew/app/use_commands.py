@@ -143,7 +143,7 @@ def load_for(
     return encoder, modality, tuple(layers or ()) or None
 
 
-def _class_model(encoder, modality, layers, scene, labels, column=None):
+def _class_model(encoder, modality, layers, scene, labels, column=None, window=None):
     "A probe of the encoder fitted on labels, the names of its classes, and its scores."
     from eo_brew.maps.models import ProbeMap
     from eo_brew.methods.deo import distill_layers
@@ -151,7 +151,8 @@ def _class_model(encoder, modality, layers, scene, labels, column=None):
     from eo_brew.scenes.open import open_raster
 
     layers = layers or distill_layers(encoder)
-    r = scene_classifier(encoder, open_raster(scene), labels, layers, modality, column=column)
+    how = dict(column=column, window=window)
+    r = scene_classifier(encoder, open_raster(scene), labels, layers, modality, **how)
     if r.n_test:
         say(f"probe on the test columns: macro-F1 {r.macro_f1:.3f}, accuracy {r.accuracy:.3f}")
     return ProbeMap(encoder, r.model, len(r.classes), modality, layers), r.classes
@@ -222,17 +223,33 @@ def _one_scene(paths, mosaic, encoder, modality, reading):
 
 
 def _predict(
-    encoder, scene, mosaic, out, labels, modality, layers, size, reading, column, any_gsd, options
+    encoder,
+    scene,
+    mosaic,
+    out,
+    labels,
+    modality,
+    layers,
+    size,
+    reading,
+    column,
+    any_gsd,
+    shifts,
+    options,
 ):
     "The map; `options` are those of `predict_raster`."
     from eo_brew.maps.predict import predict_raster
     from eo_brew.maps.models import fit_scene, window_size
+    from eo_brew.models.shifts import ShiftAverage
 
     encoder, modality, layers = load_for(encoder, modality, layers)
-    scene, model = _one_scene(scene, mosaic, encoder, modality, reading), encoder
+    scene = _one_scene(scene, mosaic, encoder, modality, reading)
+    if shifts != 1:
+        encoder, options = ShiftAverage(encoder, shifts), options | dict(tags=dict(shifts=shifts))
+    model = encoder
     if labels:
         fit_scene(scene, encoder.sensors[modality] or scene.sensor, any_gsd)
-        model, names = _class_model(encoder, modality, layers, scene, labels, column)
+        model, names = _class_model(encoder, modality, layers, scene, labels, column, size)
         options = options | dict(kind="classes", names=names)
     else:
         options = options | dict(layers=layers)
@@ -255,6 +272,7 @@ def run_predict(
     any_gsd: bool = False,  # allow other pixel sizes than the encoder's
     overlap: int = None,  # pixels that windows share (default: a quarter of the window)
     bs: int = 8,  # windows at a time
+    shifts: int = 1,  # read windows so many times along each axis, moved by parts of a patch: 2 makes calmer maps
     picture: str = None,  # picture of the map to write, of a .tif
     overwrite: bool = False,  # replace a map that exists
     *,
@@ -271,12 +289,16 @@ def run_predict(
     options |= {} if overlap is None else dict(overlap=overlap)
     with speaking():
         if is_model(encoder):
+            if shifts != 1:
+                raise ValueError(
+                    f"--shifts {shifts} is for tokens: {encoder} is a fine-tuned model, leave it out"
+                )
             file = predict_model(
                 encoder, scene, out, after, size, any_gsd, reading, mosaic=mosaic, **options
             )
         else:
             options |= {} if labels else dict(dtype=dtype, pca=pca or None)
-            how = (labels, modality, layers, size, reading, column, any_gsd, options)
+            how = (labels, modality, layers, size, reading, column, any_gsd, shifts, options)
             file = _predict(encoder, scene, mosaic, out, *how)
         if picture:
             _draw_map(file, picture)
@@ -385,7 +407,7 @@ def _write_table(table, out):
     say(f"\n{text}\n\n{out}/  table.csv, table.md, table.png", dict(rows=list(table)))
 
 # %% ../../nbs/app/04_use_commands.ipynb #a2b48e51
-def _check_probe(encoders, data, dates, labels, out, overwrite):
+def _check_probe(encoders, data, dates, labels, size, out, overwrite):
     "What can be told before torch is there."
     for e in encoders:
         existing_encoder(e)
@@ -399,6 +421,8 @@ def _check_probe(encoders, data, dates, labels, out, overwrite):
         raise ValueError(
             f"--data names {len(data)} scenes: add --dates stack where they are dates of one ground, or probe one"
         )
+    if size and _of_images(labels):
+        raise ValueError(f"--size {size} is for windows of a scene; images are read whole")
     if labels != "folder":
         existing(labels, "--labels")
     remedy = "give another folder with --out or add --overwrite"
@@ -438,6 +462,8 @@ def _probe(
     seeds,
     modality,
     layers,
+    size,
+    shifts,
     reading,
 ):
     "The table."
@@ -446,6 +472,7 @@ def _probe(
     from eo_brew.maps.predict import open_for
     from eo_brew.maps.models import check_units
     from eo_brew.methods.deo import distill_layers
+    from eo_brew.models.shifts import ShiftAverage
     from eo_brew.probes.compare import image_table, random_copy, scene_table
     from eo_brew.scenes.open import open_raster
 
@@ -453,8 +480,11 @@ def _probe(
     first = next(iter(named.values()))
     modality = modality or next(iter(first.modalities))
 
+    window = {"window": size} if size else {}
+
     def row(e):
-        return e, dict(modality=modality, layers=tuple(layers or distill_layers(e)))
+        how = dict(modality=modality, layers=tuple(layers or distill_layers(e)), **window)
+        return (e if shifts == 1 else ShiftAverage(e, shifts)), how
 
     rows = {n: row(e) for n, e in named.items()} | {"random encoder": row(random_copy(first))}
     if _of_images(labels):
@@ -468,7 +498,8 @@ def _probe(
         if first.sensors.get(modality):
             check_units(s, first.sensors[modality])
     if rgb:
-        rows[f"{rgb} on RGB"] = _on_rgb(rgb, rgb_checkpoint, scenes[0].sensor)
+        teacher, how = _on_rgb(rgb, rgb_checkpoint, scenes[0].sensor)
+        rows[f"{rgb} on RGB"] = teacher, how | window
     if column:
         labels = np.asarray(read_labels(labels, open_raster(scenes[0]), None, column)[0])
     return scene_table([*map(open_raster, scenes)], labels, rows, seeds=range(seeds), tasks=tasks)
@@ -484,6 +515,8 @@ def run_probe(
     seeds: int = 1,  # draws of the windows held out to choose the probe, and of the labels
     modality: str = None,  # which embedding of the encoders (default: the first)
     layers: list[int] = None,  # to join (default: one at two thirds of the depth, and the last)
+    size: int = None,  # pixels of a window of the scene (default: what the encoder was trained on, 96 at most)
+    shifts: int = 1,  # read windows so many times along each axis, moved by parts of a patch
     column: str = None,  # of --labels in polygons: which holds the class (default: told by its name)
     overwrite: bool = False,  # replace a table that exists
     quiet: bool = False,  # the result alone
@@ -497,7 +530,7 @@ def run_probe(
     **reading,
 ):
     "How good are frozen encoders, beside a random one, raw pixels and a random forest?"
-    _check_probe(encoders, data, dates, labels, out, overwrite)
+    _check_probe(encoders, data, dates, labels, size, out, overwrite)
     with speaking(quiet, verbose, json), no_empty_folder(Path(out)):
         table = _probe(
             encoders,
@@ -511,6 +544,8 @@ def run_probe(
             seeds,
             modality,
             layers,
+            size,
+            shifts,
             reading,
         )
         _write_table(table, Path(out))

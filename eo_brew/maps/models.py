@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..core.sensors import Sensor, get_sensor, list_sensors
 from ..models.encoder import Encoder
+from ..models.shifts import ShiftAverage
 from ..scenes.scene import Scene, read_window
 from ..weights.save import find_encoder
 
@@ -188,7 +189,7 @@ def as_function(
         and hasattr(model, "dls")
     ):
         model = model.model
-    if isinstance(model, Encoder):
+    if isinstance(model, (Encoder, ShiftAverage)):
         return (lambda b: token_map(model, b[modality], modality, layers)), model
     if not callable(model):
         raise ValueError(

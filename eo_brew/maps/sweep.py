@@ -22,6 +22,7 @@ from ..core.trust import check_finite
 from ..data.samples import fill_invalid
 from .models import as_function, check_units, fit_scene, model_modality
 from ..models.encoder import Encoder
+from ..models.shifts import ShiftAverage
 from ..scenes.scene import read_window
 from ..scenes.windows import window_starts
 from ..weights.save import find_encoder
@@ -80,7 +81,7 @@ def _noise(scene, size):
 
 def _kind(self, kind):
     "What the output is; told by the model unless `kind` says so."
-    if kind is None and isinstance(self.module, Encoder):
+    if kind is None and isinstance(self.module, (Encoder, ShiftAverage)):
         kind = "embeddings"
     elif kind is None:
         kind = "values" if self.channels == 1 else "classes"

@@ -503,6 +503,11 @@ def deo_learner(
     encoder = _student(arch, dls, modality, others, drop_path, kwargs)
     views = _views(views, vfm, optical.cache, colours, dls)
     _check_sizes(views, encoder)
+    if self_distill and len(views.sizes) < 2:
+        raise ValueError(
+            "views: one view alone has no other to agree with; take two global views, or local ones, or "
+            "self_distill=False"
+        )
     model = DEOModel(
         encoder,
         target_widths(vfm),

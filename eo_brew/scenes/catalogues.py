@@ -150,13 +150,13 @@ def as_items(
     many = isinstance(path, (list, tuple))
     if many and not all(map(is_item, path)):
         return [found for p in path for found in as_items(p, search)]
-    asked = search["datetime"] or search["collections"]
-    if is_catalogue(path) or search["collections"] or asked and (many or is_item(path)):
+    asked = {k: search[k] for k in ("datetime", "collections") if search[k]}
+    api = "collections" in asked and "://" in str(path)
+    if is_catalogue(path) or api or asked and (many or is_item(path)):
         return read_items(path, **search)
     if asked:
-        raise ValueError(
-            f"datetime={search['datetime']!r}: {path!r} is no catalogue; it chooses among the items of one"
-        )
+        told = ", ".join(f"{k}={v!r}" for k, v in asked.items())
+        raise ValueError(f"{told}: {path!r} is no catalogue; it chooses among the items of one")
     return list(path) if many else [path]
 
 
