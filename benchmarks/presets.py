@@ -1,4 +1,4 @@
-"""What `eo_brew pretrain` does by itself, beside the other presets, on two places that no preset was chosen by.
+"""What `eo_brew pretrain` does by itself, beside the other presets, on two places whose labels chose no preset.
 
     OMP_NUM_THREADS=1 EO_BREW_LAB=LAB python benchmarks/presets.py [--out FILE] [--places olinda aquileia]
         [--rows auto dense] [--seeds 0 1 2] [--steps 120] [--window 32]
@@ -8,8 +8,8 @@ of LAB/s2_aquileia, seven kinds of ground outlined by eye (`aquileia_by_eye.geoj
 Every row has the same windows of 64 px, batches of 12, steps, seeds and student (the small one of `auto`) and the same
 optical teacher; a preset sets all else: views, losses, constants. All are probed in windows of one size, because how
 much ground a token may look at moves the scores of small scenes as much as a preset does: --window 64 shows it.
-'random weights' is the student before training, 'forest' a random forest on the pixels. Each line is written when it is
-known; what the table has, or the folder of the runs, is not computed again.
+'random weights' is the first row's student before training, 'forest' a random forest on the pixels. Each line is
+written when it is known; what the table has, or the folder of the runs, is not computed again.
 """
 
 import argparse

@@ -10,10 +10,10 @@ the mean over shifts. The picture is the scene's tokens under the first encoder,
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
@@ -106,11 +106,7 @@ def scores(truth, encoder):
 
 def write(name, rows):
     "A table among the measured ones."
-    rows = [{k: round(v, 4) if isinstance(v, float) else v for k, v in r.items()} for r in rows]
-    with open(MEASURED / name, "w", newline="") as f:
-        table = csv.DictWriter(f, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    pd.DataFrame(rows).round(4).to_csv(MEASURED / name, index=False)
 
 
 def draw(encoder, file):

@@ -326,6 +326,23 @@ def test_probe_in_other_windows_and_over_shifts(eo, place, tmp_path):
     scene = open_raster(open_for(place / "scene.tif", mean, "ms"))
     score = lambda window: scene_probe(mean, scene, labels, (0, 1), window=window)
     assert said == pytest.approx(score(32).pixels.macro_f1) != score(48).pixels.macro_f1
+    same = [
+        "--labels",
+        labels,
+        "--layers",
+        0,
+        1,
+        "--size",
+        32,
+        "--shifts",
+        2,
+        "--out",
+        tmp_path / "m.tif",
+    ]
+    code, out, err = eo("predict", place, place / "scene.tif", *same)
+    assert code == 0 and f"macro-F1 {score(32).macro_f1:.3f}" in out + err
+    assert f"{score(32).macro_f1:.3f}" != f"{score(48).macro_f1:.3f}"
+    assert "rows would not compare" in eo(*line, "--overwrite", "--rgb", "efficientnet_lite2")[2]
     line[line.index(labels)] = "folder"
     assert "images are read whole" in eo(*line, "--overwrite")[2]
 

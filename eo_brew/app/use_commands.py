@@ -407,7 +407,7 @@ def _write_table(table, out):
     say(f"\n{text}\n\n{out}/  table.csv, table.md, table.png", dict(rows=list(table)))
 
 # %% ../../nbs/app/04_use_commands.ipynb #a2b48e51
-def _check_probe(encoders, data, dates, labels, size, out, overwrite):
+def _check_probe(encoders, data, dates, labels, size, shifts, rgb, out, overwrite):
     "What can be told before torch is there."
     for e in encoders:
         existing_encoder(e)
@@ -423,6 +423,10 @@ def _check_probe(encoders, data, dates, labels, size, out, overwrite):
         )
     if size and _of_images(labels):
         raise ValueError(f"--size {size} is for windows of a scene; images are read whole")
+    if rgb and shifts != 1:
+        raise ValueError(
+            f"--shifts {shifts} leaves --rgb {rgb} as it is: rows would not compare, leave one out"
+        )
     if labels != "folder":
         existing(labels, "--labels")
     remedy = "give another folder with --out or add --overwrite"
@@ -530,7 +534,7 @@ def run_probe(
     **reading,
 ):
     "How good are frozen encoders, beside a random one, raw pixels and a random forest?"
-    _check_probe(encoders, data, dates, labels, size, out, overwrite)
+    _check_probe(encoders, data, dates, labels, size, shifts, rgb, out, overwrite)
     with speaking(quiet, verbose, json), no_empty_folder(Path(out)):
         table = _probe(
             encoders,

@@ -435,8 +435,13 @@ def _views(views, vfm, cache, colours, dls):
     return views
 
 
-def _check_sizes(views, encoder):
-    "Do the student's patches cover the views?"
+def _check_views(views, encoder, self_distill):
+    "Is there another view to agree with? Do the student's patches cover them?"
+    if self_distill and len(views.sizes) < 2:
+        raise ValueError(
+            "views: one view alone has no other to agree with; take two global views, or local ones, or "
+            "self_distill=False"
+        )
     patch = encoder.patch_size
     bad = [s for s in views.sizes if s % patch]
     if bad:
@@ -502,12 +507,7 @@ def deo_learner(
     others = [m for m in optical.distill_from if vfm and m != "rgb"]
     encoder = _student(arch, dls, modality, others, drop_path, kwargs)
     views = _views(views, vfm, optical.cache, colours, dls)
-    _check_sizes(views, encoder)
-    if self_distill and len(views.sizes) < 2:
-        raise ValueError(
-            "views: one view alone has no other to agree with; take two global views, or local ones, or "
-            "self_distill=False"
-        )
+    _check_views(views, encoder, self_distill)
     model = DEOModel(
         encoder,
         target_widths(vfm),
