@@ -2,11 +2,13 @@
 
 import multiprocessing as mp
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -271,6 +273,25 @@ def test_killed_at_any_moment_the_map_is_the_same(tmp_path):
     assert not [
         p for p in tmp_path.iterdir() if p.name.startswith(".")
     ]  # and nothing is left beside the maps
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_killed_while_it_removes_its_blocks_the_next_call_goes_on(tmp_path, monkeypatch):
+    path, out = scene_file(tmp_path / "s.tif", 300, 300), tmp_path / "got.tif"
+
+    def half(folder, **kwargs):
+        if "job.json" in (names := os.listdir(folder)):
+            assert len(names) > 1  # blocks outlive the note that says whose they are
+            os.remove(Path(folder) / "job.json")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as m:
+        m.setattr(shutil, "rmtree", half)
+        os.waitpid(forked(lambda: predict_raster(small_encoder(), opened(path), out, **SMALL)), 0)
+    want = read(out)
+    predict_raster(small_encoder(), opened(path), out, overwrite=True, **SMALL)
+    assert np.array_equal(read(out), want)
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

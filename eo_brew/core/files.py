@@ -31,13 +31,21 @@ def is_alive(
     return True
 
 
-def clear_dead(
-    path,  # as for `atomic_write`
-):
-    "Remove what killed processes were writing in the place of `path`."
+def aside_name(
+    path,  # final name, of a file or of a folder
+) -> Path:
+    "Where this process keeps what is not yet, or no longer, at `path`; `clear_dead` knows such names."
     path = Path(path)
-    start = f".{path.name}."
-    for p in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+
+
+def clear_dead(
+    path,  # as for `aside_name`
+):
+    "Remove what killed processes of this machine were writing in the place of `path`, or were removing there."
+    path = Path(path)
+    start = f".{path.name}.{socket.gethostname()}."
+    for p in path.parent.glob(f"{glob.escape(start)}*.part"):
         number = p.name[len(start) : -len(".part")]
         if number.isdigit() and not is_alive(int(number)):
             shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
@@ -82,7 +90,7 @@ def atomic_write(
         raise NotWritten(
             f"path={str(path)!r}: the folder {str(path.parent)!r} does not exist, make it first"
         )
-    private = path.with_name(f".{path.name}.{os.getpid()}.part")
+    private = aside_name(path)
     clear_dead(path)
     try:
         private.mkdir()
@@ -96,6 +104,16 @@ def atomic_write(
         ) from e
     finally:
         shutil.rmtree(private, ignore_errors=True)
+
+# %% ../../nbs/core/03_files.ipynb #7d0e4a91
+def remove_folder(
+    path,  # of a folder that exists
+):
+    "Remove a folder whose name is gone at once, whenever the process is killed."
+    aside = aside_name(path)
+    shutil.rmtree(aside, ignore_errors=True)  # of a removal that was interrupted here
+    os.replace(path, aside)
+    shutil.rmtree(aside)
 
 # %% ../../nbs/core/03_files.ipynb #22e5e963
 def check_new(

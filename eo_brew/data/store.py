@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from affine import Affine
 
+from ..core.files import aside_name, clear_dead
 from ..core.sensors import Sensor
 from .modalities import Modality
 from .samples import WindowDataset
@@ -323,7 +324,8 @@ def _reserve(folder: Path, arrays: dict):
 # %% ../../nbs/data/06_store.ipynb #b3d0a066
 def _create(folder: Path, train, valid, classes, facts: dict):
     "An empty store; where several processes make the same one, the first wins."
-    aside = folder.with_name(f"{folder.name}.{os.getpid()}")
+    clear_dead(folder)
+    aside = aside_name(folder)
     aside.mkdir(parents=True)
     try:
         arrays = _layout(train, len(train) + len(valid))

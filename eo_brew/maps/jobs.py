@@ -8,7 +8,6 @@ __all__ = []
 # %% ../../nbs/maps/03_jobs.ipynb #6d765376
 import hashlib
 import json
-import shutil
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
@@ -17,7 +16,14 @@ import torch
 from torch import Tensor, nn
 
 import eo_brew
-from ..core.files import NotWritten, atomic_write, check_private, private_folder
+from eo_brew.core.files import (
+    NotWritten,
+    atomic_write,
+    check_private,
+    clear_dead,
+    private_folder,
+    remove_folder,
+)
 from .sweep import Sweep
 from .write import Packing, fit_packing
 
@@ -138,8 +144,9 @@ class MapJob:
         self.folder = Path(folder).absolute()
         self.blocks = block_grid(sweep, block)
         about = _fingerprint(sweep, block=block, pca=pca, dtype=dtype, seed=seed)
+        clear_dead(self.folder)
         if self.folder.exists() and not (resume and _same(_job_note(self.folder), about)):
-            shutil.rmtree(self.folder)
+            remove_folder(self.folder)
         private_folder(self.folder)
         if not (self.folder / "job.json").exists():
             self.put("job.json", lambda f: f.write(json.dumps(about).encode()))

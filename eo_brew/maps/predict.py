@@ -6,7 +6,6 @@
 __all__ = ['predict_raster']
 
 # %% ../../nbs/maps/04_predict.ipynb #716b7911
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 
 import eo_brew
-from ..core.files import check_made_here, check_parent, one_writer
+from ..core.files import check_made_here, check_parent, one_writer, remove_folder
 from ..core.trust import check_finite_weights
 from .jobs import MapJob, run_here, run_on_cluster, weights_digest
 from .models import model_modality, own_bands
@@ -198,7 +197,7 @@ def predict_raster(
             run_here(job, progress)
         write = write_zarr if out.suffix == ".zarr" else write_cog
         write(out, _spec(job, model, names, colors, tags), job.parts())
-        shutil.rmtree(job.folder)
+        remove_folder(job.folder)
     return out
 
 # %% ../../nbs/maps/04_predict.ipynb #6d73c3fc
