@@ -35,7 +35,7 @@ from eo_brew.methods.assemble import (
 from .registry import PretrainModel, register_method
 from ..models.encoder import ProjectionHead, create_encoder
 from ..models.teachers import EMATeacher, default_layers
-from ..runs.monitors import CollapseMonitor
+from ..runs.monitors import CollapseMonitor, OverfitMonitor
 from ..train.cache import CacheVFM, cached_strides
 from ..train.inputs import ViewsCallback
 from ..train.targets import DenseTargets, EMATargets, TargetNorm, VFMTargets
@@ -395,7 +395,7 @@ def _callbacks(model, views, sensor, vfm, cache):
         own += [EMATargets(model.modality, views.n_global), CollapseMonitor()]
     if vfm and cache:
         own.append(CacheVFM(vfm, sensor, model.modality, folder=None if cache is True else cache))
-    return own + ([VFMTargets(vfm, views.n_global)] if vfm else [])
+    return own + ([VFMTargets(vfm, views.n_global), OverfitMonitor("patch")] if vfm else [])
 
 
 def _named(vfm, self_distill, dense):

@@ -28,7 +28,7 @@ from ..train.log import StepLog
 from .checkpoints import CheckpointCallback, ResumeCallback, rng_state, set_rng_state
 from .faults import StopOnSignal
 from .states import checkpoint_size
-from .monitors import CollapseMonitor, PeriodicProbe
+from .monitors import CollapseMonitor, OverfitMonitor, PeriodicProbe
 from ..train.inputs import ViewsCallback
 
 # %% ../../nbs/runs/05_dry_run.ipynb #b3306228
@@ -190,6 +190,7 @@ RESTING = (
     ResumeCallback,
     StopOnSignal,
     CollapseMonitor,
+    OverfitMonitor,
     PeriodicProbe,
     ProgressCallback,
 )
