@@ -46,7 +46,10 @@ ROWS = {
     "dense, optical teacher alone": ("dense", dict(self_distill=False, dense=False)),
     "dense, multispectral teacher alone": ("dense", dict(alpha=0.0)),
     "paper": ("paper", PAPER),
+    "pretrain without options": ("auto", None),
 }
+#: what 100 epochs are where a folder has less than two batches of 64, as both have
+EPOCHS = 100
 
 
 def trained(row, scenes, sensor, out, seed, steps) -> tuple:
@@ -55,8 +58,10 @@ def trained(row, scenes, sensor, out, seed, steps) -> tuple:
     if not file.exists():
         shutil.rmtree(out, ignore_errors=True)  # one that was interrupted
         began, (preset, given) = time.monotonic(), ROWS[row]
-        how = dict(size=SIZE, bs=12, steps=steps, seed=seed, precision="fp32", **given)
-        pretrain(scenes, out, sensor=sensor, preset=preset, **how)
+        how = {}
+        if given is not None:
+            how = dict(size=SIZE, bs=12, steps=steps, precision="fp32", **given)
+        pretrain(scenes, out, sensor=sensor, preset=preset, seed=seed, **how)
         spent.write_text(f"{time.monotonic() - began:.0f}")
     return load_encoder(file), int(spent.read_text())
 
@@ -102,9 +107,11 @@ def main():
     rows = list(csv.DictReader(open(a.out))) if a.out.exists() else []
     for of in itertools.product(a.seeds, a.places, a.rows):
         key = dict(zip(("seed", "place", "model"), of), window=a.window, steps=a.steps)
+        if ROWS[key["model"]][1] is None:
+            key["steps"] = EPOCHS
         if any(all(r[k] == str(key[k]) for k in KEY) for r in rows):
             continue
-        work = a.work / f"{key['place']}_{a.steps}"
+        work = a.work / f"{key['place']}_{key['steps']}"
         work.mkdir(parents=True, exist_ok=True)
         beside = dict(key, model="forest", steps=0)
         bare = not any(all(r[k] == str(beside[k]) for k in KEY) for r in rows)

@@ -311,10 +311,12 @@ class OverfitMonitor(Callback):
     def before_train(self):
         self.trained = True
 
-    def after_epoch(self):  # not for epochs that a resumed run passes over
+    def after_epoch(self):
+        if not self.trained:  # an epoch that a resumed run passes over
+            return
         row = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
         value = row.get(self.metric)
-        if self.trained and value is not None and math.isfinite(value):
+        if value is not None and math.isfinite(value):
             self.log.append((self.epoch + 1, float(value)))
 
     def state_dict(self):
