@@ -6,7 +6,8 @@
 Olinda: a Landsat-7 scene that is shipped, four classes of height from its elevation model. Aquileia: a Sentinel-2 scene
 of LAB/s2_aquileia, seven kinds of ground outlined by eye (`aquileia_by_eye.geojson`), with no index and no band ratio.
 Every row has the same windows of 64 px, batches of 12, steps, seeds and student (the small one of `auto`) and the same
-optical teacher; a preset sets all else: views, losses, constants. All are probed in windows of one size, because how
+optical teacher; a preset sets all else: views, losses, constants. The exception says so: 'pretrain without options'
+fits its windows to the scene and takes 100 epochs of 64 of them. All are probed in windows of one size, because how
 much ground a token may look at moves the scores of small scenes as much as a preset does: --window 64 shows it.
 'random weights' is the first row's student before training, 'forest' a random forest on the pixels. Each line is
 written when it is known; what the table has, or the folder of the runs, is not computed again.
@@ -39,7 +40,7 @@ PLACES = {
 }
 #: the paper's student, teacher and views are far too large for two cores; 56 and 24 of 64 px are its 224 and 96 of 256
 PAPER = dict(arch=dict(**SMALL_STUDENT, img_size=SIZE), vfm="efficientnet_lite2", views=[56, 24])
-#: row -> preset, and what is given beside it; the last two leave one of the teachers of 'dense' out and keep its views
+#: row -> preset, and what is given beside it, None for nothing at all; 'alone' leaves one teacher of 'dense' out
 ROWS = {
     "auto": ("auto", {}),
     "dense": ("dense", {}),
@@ -49,7 +50,7 @@ ROWS = {
     "pretrain without options": ("auto", None),
 }
 #: what 100 epochs are where a folder has less than two batches of 64, as both have
-EPOCHS = 100
+STEPS_OF_100_EPOCHS = 100
 
 
 def trained(row, scenes, sensor, out, seed, steps) -> tuple:
@@ -108,7 +109,7 @@ def main():
     for of in itertools.product(a.seeds, a.places, a.rows):
         key = dict(zip(("seed", "place", "model"), of), window=a.window, steps=a.steps)
         if ROWS[key["model"]][1] is None:
-            key["steps"] = EPOCHS
+            key["steps"] = STEPS_OF_100_EPOCHS
         if any(all(r[k] == str(key[k]) for k in KEY) for r in rows):
             continue
         work = a.work / f"{key['place']}_{key['steps']}"

@@ -48,7 +48,8 @@ def clear_dead(
     for p in path.parent.glob(f"{glob.escape(start)}*.part"):
         number = p.name[len(start) : -len(".part")]
         if number.isdigit() and not is_alive(int(number)):
-            shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
+            # another process may be at it, or it is somebody else's
+            shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
 
 # %% ../../nbs/core/03_files.ipynb #9a0ab273
 class NotWritten(ValueError):

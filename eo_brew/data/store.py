@@ -305,17 +305,17 @@ def _layout(train, n: int) -> dict:  # name -> (dtype, shape)
     return out
 
 
-def _reserve(folder: Path, arrays: dict):
+def _reserve(folder: Path, arrays: dict, name: str):
     "Empty arrays whose place on the disk is taken: a full disk is told now, not in the middle of a training."
     need = sum(np.dtype(t).itemsize * int(np.prod(shape)) for t, shape in arrays.values())
     free = shutil.disk_usage(folder).free
     if need > free:
         raise ValueError(
-            f"store={str(folder.parent / folder.stem)!r} needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
+            f"store={name!r} needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
             "give another place, fewer windows, or go without a store"
         )
-    for name, (dtype, shape) in arrays.items():
-        file = folder / f"{name}.npy"
+    for array, (dtype, shape) in arrays.items():
+        file = folder / f"{array}.npy"
         np.lib.format.open_memmap(file, "w+", np.dtype(dtype), shape)
         if hasattr(os, "posix_fallocate"):
             with open(file, "r+b") as f:
@@ -326,10 +326,11 @@ def _create(folder: Path, train, valid, classes, facts: dict):
     "An empty store; where several processes make the same one, the first wins."
     clear_dead(folder)
     aside = aside_name(folder)
+    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         arrays = _layout(train, len(train) + len(valid))
-        _reserve(aside, arrays)
+        _reserve(aside, arrays, str(folder))
         rows = np.concatenate([train.windows.rows, valid.windows.rows])
         np.save(aside / "windows.npy", rows)
         sensors = {k: v for k, v in train.sensors.items() if k in arrays}

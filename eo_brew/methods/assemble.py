@@ -22,6 +22,7 @@ from torch import nn
 from ..core.checks import check_name
 from ..core.sensors import get_sensor
 from ..models.teachers import create_teacher
+from ..runs.monitors import OverfitMonitor
 from ..train.log import LazyLoss, LossPart
 from ..train.optim import ClipPerTensor, EMACallback, ScheduleCallback, adamw, decay_groups
 
@@ -141,6 +142,8 @@ def assemble(
         own.append(ClipPerTensor(schedule.clip))
     if model.teacher is not None:
         own.append(EMACallback(schedule.momentum))
+    if "patch" in parts:
+        own.append(OverfitMonitor("patch"))
     return Learner(
         dls,
         model,

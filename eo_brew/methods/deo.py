@@ -35,7 +35,7 @@ from eo_brew.methods.assemble import (
 from .registry import PretrainModel, register_method
 from ..models.encoder import ProjectionHead, create_encoder
 from ..models.teachers import EMATeacher, default_layers
-from ..runs.monitors import CollapseMonitor, OverfitMonitor
+from ..runs.monitors import CollapseMonitor
 from ..train.cache import CacheVFM, cached_strides
 from ..train.inputs import ViewsCallback
 from ..train.targets import DenseTargets, EMATargets, TargetNorm, VFMTargets
@@ -395,7 +395,7 @@ def _callbacks(model, views, sensor, vfm, cache):
         own += [EMATargets(model.modality, views.n_global), CollapseMonitor()]
     if vfm and cache:
         own.append(CacheVFM(vfm, sensor, model.modality, folder=None if cache is True else cache))
-    return own + ([VFMTargets(vfm, views.n_global), OverfitMonitor("patch")] if vfm else [])
+    return own + ([VFMTargets(vfm, views.n_global)] if vfm else [])
 
 
 def _named(vfm, self_distill, dense):
@@ -532,9 +532,12 @@ def deo_learner(
         own.local_cov,
     )
     callbacks = _callbacks(model, views, dls.sensors[modality], vfm, optical.cache)
-    parts = _parts(vfm, self_distill, optical.cls_weight)
+    heard = (
+        vfm if optical.alpha else None
+    )  # a teacher of no weight is looked at, but teaches nothing
+    parts = _parts(heard, self_distill, optical.cls_weight)
     learn = assemble(dls, model, loss, callbacks, schedule, parts, extra, cbs)
-    learn.method = describe(_named(vfm, self_distill, own.dense), learn, vfm, preset)
+    learn.method = describe(_named(heard, self_distill, own.dense), learn, vfm, preset)
     return learn
 
 

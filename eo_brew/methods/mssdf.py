@@ -318,10 +318,13 @@ def mssdf_learner(
     listening = _listening(vfm, optical)
     model = MSSDFModel(encoder, *decoders, **listening, projections=not objectives.on_predictions)
     parts = [name for name, weight in loss.weights.items() if weight]
-    parts += ["cls", "patch"] if vfm else []
+    heard = (
+        vfm if optical.alpha else None
+    )  # a teacher of no weight is looked at, but teaches nothing
+    parts += ["cls", "patch"] if heard else []
     own = _callbacks(dls, encoder, views, vfm, masks)
     learn = assemble(dls, model, loss, own, schedule, parts, extra, cbs)
-    learn.method = describe(_named(loss.weights, vfm), learn, vfm, preset)
+    learn.method = describe(_named(loss.weights, heard), learn, vfm, preset)
     return learn
 
 

@@ -294,8 +294,6 @@ class LoaderWait(Callback):
 class OverfitMonitor(Callback):
     "Warns after a run if held-out windows had been matched better before."
 
-    order = 55  # behind the recorder, which keeps the row
-
     def __init__(
         self,
         metric: str = "patch",  # column of the table, above 0, the lower the better
@@ -303,35 +301,26 @@ class OverfitMonitor(Callback):
     ):
         self.metric = metric
         self.rise = rise
-        self.log = []
 
     def before_fit(self):
         self.trained = False
 
-    def before_train(self):
+    def before_train(self):  # not called by `validate`
         self.trained = True
-
-    def after_epoch(self):
-        if not self.trained:  # an epoch that a resumed run passes over
-            return
-        row = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
-        value = row.get(self.metric)
-        if value is not None and math.isfinite(value):
-            self.log.append((self.epoch + 1, float(value)))
-
-    def state_dict(self):
-        return dict(log=self.log)
-
-    def load_state_dict(self, state):
-        self.log = state["log"]
+        if self.metric not in self.recorder.metric_names:
+            has = self.recorder.metric_names[1:]
+            raise ValueError(f"OverfitMonitor({self.metric!r}): the table has the columns {has}.")
 
     def after_fit(self):
-        if rank_distrib() or not self.log:
+        if not self.trained or rank_distrib():
             return
-        last = self.log[-1][1]
-        epoch, best = min(self.log, key=lambda row: row[1])
-        if last > (1 + self.rise) * best:
+        column = self.recorder.metric_names.index(self.metric) - 1  # the first one is the epoch
+        values = [row[column] for row in self.recorder.values if len(row) > column]
+        values = [math.inf if v is None or math.isnan(v) else float(v) for v in values]
+        best = min(values, default=math.inf)
+        if best < math.inf and values[-1] > (1 + self.rise) * best:
+            epoch = values.index(best) + 1
             warnings.warn(
-                f"held-out windows were matched best in epoch {epoch} ({self.metric} {best:.3f}, {last:.3f} at the "
-                f"end): the encoder learns its windows by heart. Train for about {epoch} epochs, or on more windows"
+                f"held-out windows were matched best in epoch {epoch} ({self.metric} {best:.3f}, {values[-1]:.3f} at "
+                f"the end): the encoder learns its windows by heart. Train for about {epoch} epochs, or on more windows"
             )
