@@ -60,7 +60,6 @@ ARMS = {
     "dual, momentum and balance": EVEN,
     "dense": DENSE,
     "dense, weight .05": dict(ms="tokens", weights={"tokens": 0.05}),
-    "dense, weight .05, with L_cls": dict(ms="tokens", weights={"tokens": 0.05}, cls_weight=1.0),
     "dense, bands dropped in local views": DENSE | dict(drop=0.5),
     "MSSDF": dict(method="mssdf"),
     "optical with L_cls": dict(cls_weight=1.0),

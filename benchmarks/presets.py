@@ -59,9 +59,8 @@ def trained(row, scenes, sensor, out, seed, steps) -> tuple:
     if not file.exists():
         shutil.rmtree(out, ignore_errors=True)  # one that was interrupted
         began, (preset, given) = time.monotonic(), ROWS[row]
-        how = {}
-        if given is not None:
-            how = dict(size=SIZE, bs=12, steps=steps, precision="fp32", **given)
+        own = dict(size=SIZE, bs=12, steps=steps, precision="fp32")
+        how = {} if given is None else own | given
         pretrain(scenes, out, sensor=sensor, preset=preset, seed=seed, **how)
         spent.write_text(f"{time.monotonic() - began:.0f}")
     return load_encoder(file), int(spent.read_text())

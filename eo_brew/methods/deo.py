@@ -532,9 +532,8 @@ def deo_learner(
         own.local_cov,
     )
     callbacks = _callbacks(model, views, dls.sensors[modality], vfm, optical.cache)
-    heard = (
-        vfm if optical.alpha else None
-    )  # a teacher of no weight is looked at, but teaches nothing
+    # a teacher of no weight is looked at, but teaches nothing
+    heard = vfm if optical.alpha else None
     parts = _parts(heard, self_distill, optical.cls_weight)
     learn = assemble(dls, model, loss, callbacks, schedule, parts, extra, cbs)
     learn.method = describe(_named(heard, self_distill, own.dense), learn, vfm, preset)

@@ -318,9 +318,8 @@ def mssdf_learner(
     listening = _listening(vfm, optical)
     model = MSSDFModel(encoder, *decoders, **listening, projections=not objectives.on_predictions)
     parts = [name for name, weight in loss.weights.items() if weight]
-    heard = (
-        vfm if optical.alpha else None
-    )  # a teacher of no weight is looked at, but teaches nothing
+    # a teacher of no weight is looked at, but teaches nothing
+    heard = vfm if optical.alpha else None
     parts += ["cls", "patch"] if heard else []
     own = _callbacks(dls, encoder, views, vfm, masks)
     learn = assemble(dls, model, loss, own, schedule, parts, extra, cbs)

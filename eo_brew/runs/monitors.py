@@ -315,12 +315,15 @@ class OverfitMonitor(Callback):
         if not self.trained or rank_distrib():
             return
         column = self.recorder.metric_names.index(self.metric) - 1  # the first one is the epoch
-        values = [row[column] for row in self.recorder.values if len(row) > column]
-        values = [math.inf if v is None or math.isnan(v) else float(v) for v in values]
-        best = min(values, default=math.inf)
-        if best < math.inf and values[-1] > (1 + self.rise) * best:
-            epoch = values.index(best) + 1
+        rows = [
+            (row[column], i) for i, row in enumerate(self.recorder.values, 1) if len(row) > column
+        ]
+        rows = [(v, i) for v, i in rows if v is not None and math.isfinite(v)]
+        if not rows:
+            return
+        (best, epoch), (last, _) = min(rows), rows[-1]
+        if last > (1 + self.rise) * best:
             warnings.warn(
-                f"held-out windows were matched best in epoch {epoch} ({self.metric} {best:.3f}, {values[-1]:.3f} at "
+                f"held-out windows were matched best in epoch {epoch} ({self.metric} {best:.3f}, {last:.3f} at "
                 f"the end): the encoder learns its windows by heart. Train for about {epoch} epochs, or on more windows"
             )
