@@ -14,6 +14,7 @@ from lab_terms import (
     DenseModel,
     DenseTargets,
     DropBands,
+    HideTokens,
     TwoTeacherLoss,
     run_momentum,
 )
@@ -32,6 +33,7 @@ BASE = dict(
     head_dim=256,
     eps=0.05,
     drop=0.0,
+    hide=0.0,
     lr=1e-3,
     views="crops",
     n_local=2,
@@ -61,6 +63,12 @@ ARMS = {
     "dense": DENSE,
     "dense, weight .05": dict(ms="tokens", weights={"tokens": 0.05}),
     "dense, bands dropped in local views": DENSE | dict(drop=0.5),
+    "hidden tokens, weight .05": dict(
+        ms="tokens", hide=0.5, weights={"tokens": 0.0, "hidden": 0.05}
+    ),
+    "dense and hidden tokens, weight .05": dict(
+        ms="tokens", hide=0.5, weights={"tokens": 0.05, "hidden": 0.05}
+    ),
     "MSSDF": dict(method="mssdf"),
     "optical with L_cls": dict(cls_weight=1.0),
     "optical, RGB and MS paths": dict(path=("rgb", "ms")),
@@ -168,7 +176,7 @@ def dual_learner(s, dls, vfm, steps):
         momentum=momentum,
         drop_path=0.0,
     )
-    weights = {"ms": 1.0, "tokens": 1.0, "optical": 1.0} | s["weights"]
+    weights = {"ms": 1.0, "tokens": 1.0, "hidden": 1.0, "optical": 1.0} | s["weights"]
     learn.loss_func = TwoTeacherLoss(weights, s["cls_weight"], s["eps"])
     if s["ms"]:
         learn.add_cb(BalanceGradients(s["shares"]))
@@ -176,6 +184,8 @@ def dual_learner(s, dls, vfm, steps):
         dense(learn, s, vfm)
     if s["drop"]:
         learn.add_cb(DropBands(s["drop"]))
+    if s["hide"]:
+        learn.add_cb(HideTokens(s["hide"]))
     return learn
 
 

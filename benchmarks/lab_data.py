@@ -74,9 +74,9 @@ class MemoryWindows(torch.utils.data.Dataset):
         return ({k: v[i] for k, v in self.parts.items()},)
 
 
-def measured(windows):
-    """The sensor with statistics of these windows."""
-    sensor = get_sensor(SENSOR, S2_GROUND_BANDS)
+def measured(windows, bands=S2_GROUND_BANDS):
+    """The sensor of these bands with statistics of these windows."""
+    sensor = get_sensor(SENSOR, bands)
     bare = replace(sensor, bands=tuple(replace(b, mean=None, std=None) for b in sensor.bands))
     flat = windows.transpose(0, 1).flatten(1)
     return bare.with_stats(flat.mean(1), flat.std(1))

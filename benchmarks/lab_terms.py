@@ -13,6 +13,7 @@ from eo_brew.losses.tokens import DenseSimDINOLoss
 from eo_brew.models.encoder import ProjectionHead
 from eo_brew.models.teachers import EMATeacher
 from eo_brew.train.inputs import ViewsCallback
+from eo_brew.views.masking import random_mask
 from eo_brew.views.same_ground import same_ground
 
 
@@ -28,6 +29,12 @@ def pairs(student, views, n_global=2):
             if v != i:
                 where = same_ground(views[v], maps.shape[2:], views[i])
                 yield v, i, where, (where.abs() <= 1).all(-1)
+
+
+def own_places(student, views):
+    """(view, itself, where its tokens lie there, which of them were hidden) of the global views."""
+    for v, maps in enumerate(student):
+        yield v, v, same_ground(views[v], maps.shape[2:], views[v]), views[v]["hidden"]
 
 
 class TokenBranch(nn.Module):
@@ -61,6 +68,9 @@ class DenseModel(DEOModel):
         n, glob, loc = len(views[0][self.modality]), views[: self.n_global], views[self.n_global :]
         groups = [self._tokens(glob, self.layers)] + ([self._tokens(loc)] if loc else [])
         out = {"tokens": [m for g in groups for m in self.student.maps(g[self.modality]).split(n)]}
+        if "hidden" in glob[0]:
+            x = torch.cat([v["half"] for v in glob])
+            out["hidden"] = self.student.maps(self.encoder(x, self.modality)).split(n)
         if self.cls_too:
             cls = torch.cat([g[self.modality].cls for g in groups])
             out["ms"] = self.student.head(cls).unflatten(0, (-1, n))
@@ -120,8 +130,30 @@ class DropBands(Callback):
             view[self.source] = torch.where(hidden, mean, x)
 
 
+class HideTokens(Callback):
+    """Give global views a second look ('half'), a share of whose patches ('hidden') shows the bands' means."""
+
+    order = ViewsCallback.order + 1
+
+    def __init__(self, share, source="ms", seed=0):
+        self.share, self.source = share, source
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def before_batch(self):
+        encoder = unwrap_model(self.model).encoder
+        mean, p = encoder.normalize[self.source].mean, encoder.patch_size
+        for view in self.xb[0][: self.views.views.n_global]:
+            x = view[self.source]
+            b, h, w = len(x), x.shape[2] // p, x.shape[3] // p
+            hidden = random_mask(b, h * w, self.share, generator=self.generator).view(b, h, w)
+            over = hidden.repeat_interleave(p, 1).repeat_interleave(p, 2)[:, None]
+            view |= {"hidden": hidden, "half": torch.where(over, mean, x)}
+
+
 class TwoTeacherLoss(nn.Module):
-    """Weighted sum of L_MS ('ms'), the same for tokens ('tokens') and the 'optical' terms.
+    """Weighted sum of L_MS ('ms'), the same for tokens ('tokens', 'hidden') and the 'optical' terms.
+
+    Terms of weight 0 are left out.
 
     With weights of 1 for 'ms' and alpha for 'optical' it is DEO's loss; `terms` keep their graph.
     """
@@ -137,10 +169,14 @@ class TwoTeacherLoss(nn.Module):
         if "ms" in pred:
             self.terms["ms"] = self.ms(pred["ms"], target["ms"])
             self.parts |= self.ms.parts
-        if "tokens" in pred:
+        if "tokens" in pred and self.weights["tokens"]:
             between = list(pairs(pred["tokens"], target["views"]))
             self.terms["tokens"] = self.token(pred["tokens"], target["tokens"], between)
             self.parts |= {f"token_{k}": v for k, v in self.token.parts.items()}
+        if "hidden" in pred:
+            within = list(own_places(pred["hidden"], target["views"]))
+            self.terms["hidden"] = self.token(pred["hidden"], target["tokens"], within)
+            self.parts |= {f"hidden_{k}": v for k, v in self.token.parts.items()}
         if "cls" in pred:
             self.terms["optical"] = self.optical(pred, target)
         self.parts = {k: v.detach() for k, v in self.parts.items()}
