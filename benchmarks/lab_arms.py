@@ -8,7 +8,7 @@ from eo_brew.models.encoder import create_encoder
 from eo_brew.train.cache import cached_strides
 from eo_brew.train.targets import EMATargets
 from eo_brew.views.multicrop import MultiCrop
-from lab_data import loaders
+from lab_data import WINDOW, loaders
 from lab_terms import (
     BalanceGradients,
     DenseModel,
@@ -71,6 +71,7 @@ ARMS = {
     ),
     "MSSDF": dict(method="mssdf"),
     "optical with L_cls": dict(cls_weight=1.0),
+    "dense, weight .05, with L_cls": dict(ms="tokens", weights={"tokens": 0.05}, cls_weight=1.0),
     "optical, RGB and MS paths": dict(path=("rgb", "ms")),
     "dense with CLS": dict(ms="both", shares={"tokens": 0.35, "ms": 0.35}),
     "dense alone": dict(optical=False, ms="tokens"),
@@ -79,11 +80,20 @@ ARMS = {
     "optical, whole windows": dict(views="whole"),
     "MSSDF with optical teacher": dict(method="mssdf", masked_optical=True),
     "masked reconstruction": dict(method="mssdf", weights=OFF),
+    "optical, one whole window at full size": dict(views="full"),
     "optical, shipped scene alone": dict(scenes=("t33uuu",)),
     "dual, whole windows": EVEN | dict(views="whole"),
     "paper to the letter": PAPER | dict(lr=None),
 }
 BATCH, VIEW, LOCAL, HIDDEN = 12, 48, 24, 256
+#: arguments of MultiCrop for the views of an arm: crops at about the window's resolution, all of the window in a view
+#: of half its size, or the window as it is, as preset='auto' shows it
+WHOLE = dict(global_scale=(1.0, 1.0), ratio=(1.0, 1.0))
+VIEWS = dict(
+    crops=dict(global_size=VIEW, global_scale=(0.15, 0.45)),
+    whole=dict(global_size=VIEW, **WHOLE),
+    full=dict(global_size=WINDOW, n_global=1, **WHOLE),
+)
 
 
 def settings(arm):
@@ -91,12 +101,12 @@ def settings(arm):
     return BASE | ARMS[arm]
 
 
-def student(sensor, masked=False):
-    """A ViT of 2 million weights: 4 blocks, width 192, patches of 8 pixels."""
+def student(sensor, masked=False, size=VIEW):
+    """A ViT of 2 million weights: 4 blocks, width 192, patches of 8 pixels, positions for views of `size`."""
     return create_encoder(
         "vit_tiny_patch16_224",
         {"ms": sensor, "rgb": "rgb"},
-        img_size=VIEW,
+        img_size=size,
         patch_size=8,
         embed_dim=192,
         depth=4,
@@ -106,22 +116,16 @@ def student(sensor, masked=False):
 
 
 def crops(s, vfm, masked=False):
-    """The views of an arm: crops out of a larger window at about its resolution, or all of it."""
-    whole = (
-        dict(global_scale=(1.0, 1.0), ratio=(1.0, 1.0))
-        if s["views"] == "whole"
-        else dict(global_scale=(0.15, 0.45))
-    )
+    """The views of an arm."""
     local = s["n_local"] if s["ms"] or s["cls_weight"] else 0
     return MultiCrop(
         n_local=0 if masked else local,
-        global_size=VIEW,
         local_size=LOCAL,
         local_scale=(0.04, 0.12),
         strides=cached_strides(vfm),
         turn=True,
         photometric=masked or "rgb" in s["path"],
-        **whole,
+        **VIEWS[s["views"]],
     )
 
 
@@ -160,7 +164,7 @@ def masked_learner(s, dls, vfm, steps):
 
 def dual_learner(s, dls, vfm, steps):
     """DEO with one teacher or two, and the lab's terms in place of its loss."""
-    enc = student(dls.sensors["ms"])
+    enc = student(dls.sensors["ms"], size=VIEWS[s["views"]]["global_size"])
     momentum = run_momentum(steps) if s["momentum"] == "run" else s["momentum"]
     learn = deo_learner(
         dls,

@@ -24,7 +24,8 @@ from first_hour import FILE, LAB, NAMES, write_table
 from own_folders import OLINDA, height_classes
 
 from eo_brew.app.pretrain import pretrain
-from eo_brew.methods.deo import SMALL_STUDENT, distill_layers
+from eo_brew.methods.deo import distill_layers
+from eo_brew.methods.deo_presets import SMALL_STUDENT
 from eo_brew.probes.compare import random_copy, scene_table
 from eo_brew.scenes.open import open_raster
 from eo_brew.weights.save import load_encoder

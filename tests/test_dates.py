@@ -11,7 +11,8 @@ from eo_brew.app.cli import main
 from eo_brew.core.sensors import rgb_from
 from eo_brew.data.dataloaders import eo_dataloaders
 from eo_brew.methods.assemble import facts_of
-from eo_brew.methods.deo import choose_deo, deo_learner
+from eo_brew.methods.deo import deo_learner
+from eo_brew.methods.deo_presets import choose_deo
 from eo_brew.runs.same_run import run_facts
 from eo_brew.views.multicrop import MultiCrop
 

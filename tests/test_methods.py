@@ -14,7 +14,8 @@ from eo_brew.core.sensors import with_rgb
 from eo_brew.data.dataloaders import eo_dataloaders
 from eo_brew.methods import registry
 from eo_brew.methods.assemble import Facts, Schedule, assemble, take_options
-from eo_brew.methods.deo import choose_deo, deo_learner
+from eo_brew.methods.deo import deo_learner
+from eo_brew.methods.deo_presets import choose_deo
 from eo_brew.methods.mssdf import choose_mssdf
 from eo_brew.methods.registry import PretrainModel, get_method, list_methods, register_method
 from eo_brew.models.encoder import Encoder, create_encoder

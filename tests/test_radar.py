@@ -13,7 +13,8 @@ from eo_brew.core.sensors import Band, Sensor, get_sensor
 from eo_brew.data.dataloaders import eo_dataloaders
 from eo_brew.maps.predict import predict_raster
 from eo_brew.methods.assemble import facts_of
-from eo_brew.methods.deo import choose_deo, deo_learner
+from eo_brew.methods.deo import deo_learner
+from eo_brew.methods.deo_presets import choose_deo
 from eo_brew.models.encoder import create_encoder
 from eo_brew.models.teachers import efficientnet_lite_teacher
 from eo_brew.scenes.open import open_scene, open_scenes

@@ -24,7 +24,8 @@ import eo_brew.runs.precision  # noqa: F401  (adds `.to_precision`)
 from ..core.sensors import get_sensor
 from ..core.show import show_labels, show_pca, show_rgb
 from ..data.dataloaders import eo_dataloaders
-from ..methods.deo import SMALL_STUDENT, distill_layers
+from ..methods.deo import distill_layers
+from ..methods.deo_presets import SMALL_STUDENT
 from ..methods.registry import get_method
 from ..models.encoder import create_encoder
 from ..probes.scene_probe import scene_probe

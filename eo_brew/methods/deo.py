@@ -6,7 +6,6 @@
 __all__ = ['distill_layers', 'DEOModel', 'DEOLoss', 'deo_learner']
 
 # %% ../../nbs/methods/02_deo.ipynb #730200d1
-import math
 from dataclasses import dataclass
 
 import torch
@@ -22,16 +21,15 @@ from ..losses.distill import cls_distill_loss, map_distill_loss
 from ..losses.tokens import DenseSimDINOLoss
 from eo_brew.methods.assemble import (
     Optical,
-    Preset,
     Schedule,
     assemble,
     describe,
-    ema_momentum,
     optical_teacher,
     take_options,
     target_widths,
     with_presets,
 )
+from .deo_presets import PAPER, choose_dense, choose_deo, released_deo
 from .registry import PretrainModel, register_method
 from ..models.encoder import ProjectionHead, create_encoder
 from ..models.teachers import EMATeacher, default_layers
@@ -240,15 +238,11 @@ class DEOMultispectral:
     "How DEO's student listens to its own moving average."
 
     eps: float = 0.05  # distortion of the coding rate
-    smooth: bool = (
-        True  # coding rate of the mean of student and teacher; False: of the student alone
-    )
+    smooth: bool = True  # coding rate of the mean of both; False: of the student alone
     head_dim: int = 256  # width of the projection
     ms_weight: float = 1.0  # of this teacher; the optical one has alpha
     local_cov: bool = False  # coding rate of each process's samples alone; True as released
-    dense: bool = (
-        False  # compare tokens of the same ground, not the CLS of whole views (not in the paper)
-    )
+    dense: bool = False  # compare tokens of the same ground, not the CLS (not in the paper)
 
 
 @dataclass(frozen=True)
@@ -262,129 +256,6 @@ class DEOOptical(Optical):
     same_view: bool = True  # match CLS of aligned views, too; False as released
     tap_norm: bool = True  # final norm on the student's tapped layers, too; False as released
 
-
-#: the paper's settings are the learner's defaults
-PAPER = Preset(
-    "paper", {}, "DEO, arXiv 2602.19863: 500,000 windows of 256 px, 100 epochs of 4 x 64"
-)
-#: stochastic depth of torchvision's Swins, which the authors' training of a Swin leaves as it is
-_SWIN_DROP_PATH = {"swin_tiny": 0.2, "swin_small": 0.3, "swin_base": 0.5}
-
-
-def released_deo(
-    facts,  # `Facts`
-) -> Preset:
-    "Where the authors' code differs from the paper in a setting; a Swin is torchvision's there."
-    settings = {
-        "optical": {"same_view": False, "tap_norm": False},
-        "schedule": {"decay_tables": True},
-        "multispectral": {"local_cov": True},
-    }
-    what = (
-        "the CLS loss leaves out aligned pairs of views, tapped layers have no final norm, tokens and positions "
-        "decay, the covariance is that of one process"
-    )
-    if facts.arch.startswith("swin_"):
-        settings["windows"] = "torchvision"
-        depth = [v for name, v in _SWIN_DROP_PATH.items() if facts.arch.startswith(name)]
-        settings |= {"drop_path": v for v in depth}
-        what += "; a Swin has torchvision's windows and stochastic depth"
-    return Preset("released", settings, f"wolfilip/DEO-FM: {what}")
-
-# %% ../../nbs/methods/02_deo.ipynb #1ef9674d
-#: a ViT that trains on two cores: 2.8 million weights
-SMALL_STUDENT = dict(arch="vit_tiny_patch16_224", patch_size=8, embed_dim=192, depth=6, num_heads=3)
-#: bytes of cached token maps per pixel of a window, and how many are kept in memory at most
-CACHE_BYTES, CACHE_MOST = 10, 4e9
-#: pixels of their coarsest token: views end at whole ones
-CACHE_GRID = 8
-
-
-def _optical(facts):
-    "The teacher's early tokens, compared with those of all bands; asked once where they can be kept."
-    cache = facts.windows * facts.size**2 * CACHE_BYTES < CACHE_MOST
-    names = ("ms", *facts.others)
-    return dict(
-        vfm=dict(vfm="efficientnet_lite2", layers=(2, 3), scale=2.0),
-        optical=dict(distill_from=names, standardize=True, cls_weight=0.0, cache=cache),
-    )
-
-
-def _optical_alone(facts, size):
-    "One whole window, turned, against the optical teacher."
-    whole = dict(n_local=0, n_global=1, global_size=size, global_scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    return dict(self_distill=False, views=dict(**whole, turn=True), **_optical(facts))
-
-
-def _multispectral_alone(size, patch):
-    "Crops against the moving average."
-    crops = dict(n_local=4, global_scale=(0.5, 1.0), local_scale=(0.1, 0.4), turn=True)
-    return dict(
-        vfm=None,
-        views=dict(global_size=size, local_size=max(patch, size // (2 * patch) * patch), **crops),
-    )
-
-# %% ../../nbs/methods/02_deo.ipynb #78981216
-def _unit(facts):
-    "Pixels that views are multiples of: whole patches, and whole cached tokens where the window has room."
-    unit = math.lcm(facts.patch, CACHE_GRID)
-    return unit if unit <= facts.size else facts.patch
-
-
-def _short_run(facts, size):
-    "A small student for views of `size`, and constants that fit the length of the run."
-    schedule = dict(floor=1e-3, momentum=ema_momentum(facts.steps))
-    student = dict(**SMALL_STUDENT, img_size=size)
-    return dict(arch=student, hidden=512, drop_path=0.0, schedule=schedule)
-
-
-def choose_deo(
-    facts,  # `Facts`
-) -> Preset:
-    "Settings among those that were seen to work, by what there is."
-    what = f"{facts.steps:,} steps over {facts.windows:,} windows of {facts.size} px"
-    if facts.steps >= 50_000 and facts.windows >= 50_000:
-        return Preset("auto", {}, PAPER.evidence, f"{what}: a long run, so the paper's settings")
-    unit = _unit(facts)
-    size = max(unit, facts.size // unit * unit)
-    common = _short_run(facts, size)
-    if facts.rgb and not facts.dates:
-        return Preset(
-            "auto",
-            common | _optical_alone(facts, size),
-            "shipped scene, 240 steps, macro-F1 .406 to .444 (3 seeds) against .342 with random weights",
-            f"{what}: a short run with colours, so the optical teacher's tokens alone",
-        )
-    return Preset(
-        "auto",
-        common | _multispectral_alone(size, facts.patch),
-        "shipped scene, 240 steps, macro-F1 .385 (1 seed) against .342 with random weights",
-        f"{what}: {'dates to agree on' if facts.dates else 'no optical teacher, or no colours for one'}, so the "
-        "multispectral teacher alone",
-    )
-
-
-def choose_dense(
-    facts,  # `Facts`
-) -> Preset:
-    "Both teachers, each of tokens, on crops at about the resolution of the window."
-    unit = _unit(facts)
-    if not facts.rgb or facts.dates or facts.size < 8 * unit:
-        raise ValueError(
-            f"preset='dense' wants colours for the optical teacher, one date, and windows of {8 * unit} px or more "
-            f"(here {facts.size}): take preset='auto'"
-        )
-    crops = dict(n_local=2, global_scale=(0.15, 0.45), local_scale=(0.04, 0.12), turn=True)
-    large, small = (facts.size // (n * unit) * unit for n in (2, 4))
-    own = dict(dense=True, ms_weight=0.05, head_dim=64)
-    views = dict(**crops, global_size=large, local_size=small)
-    return Preset(
-        "dense",
-        _short_run(facts, large) | dict(views=views, multispectral=own) | _optical(facts),
-        "four scenes, 2560 steps, three seeds, beside the optical teacher alone on the same crops: macro-F1 .468 "
-        "against .440, with 5% of the labels .382 against .380, mean of tokens on chips .724 against .706",
-    )
-
 # %% ../../nbs/methods/02_deo.ipynb #b5560aad
 def _callbacks(model, views, sensor, vfm, cache):
     "What DEO adds to the callbacks that all methods have."
@@ -396,6 +267,36 @@ def _callbacks(model, views, sensor, vfm, cache):
     if vfm and cache:
         own.append(CacheVFM(vfm, sensor, model.modality, folder=None if cache is True else cache))
     return own + ([VFMTargets(vfm, views.n_global)] if vfm else [])
+
+
+def _model(encoder, vfm, modality, self_distill, own, optical, sizes):
+    "The model of these settings."
+    return DEOModel(
+        encoder,
+        target_widths(vfm),
+        modality,
+        optical.distill_from,
+        self_distill,
+        optical.standardize,
+        own.head_dim,
+        with_cls=bool(optical.cls_weight),
+        tap_norm=optical.tap_norm,
+        dense=own.dense,
+        **sizes,
+    )
+
+
+def _loss(own, optical):
+    "The loss of these settings."
+    return DEOLoss(
+        own.eps,
+        optical.alpha,
+        optical.same_view,
+        own.smooth,
+        optical.cls_weight,
+        own.ms_weight,
+        own.local_cov,
+    )
 
 
 def _named(vfm, self_distill, dense):
@@ -433,6 +334,14 @@ def _views(views, vfm, cache, colours, dls):
     if vfm and cache:
         views.strides = cached_strides(vfm) | views.strides
     return views
+
+
+def _check_teachers(vfm, self_distill, dense):
+    "Is there a teacher, and the one that `dense` is about?"
+    if vfm is None and not self_distill:
+        raise ValueError("vfm=None and self_distill=False leave no teacher; give one of them")
+    if dense and not self_distill:
+        raise ValueError("dense=True is the EMA teacher's, which self_distill=False leaves out")
 
 
 def _check_views(views, encoder, self_distill):
@@ -498,44 +407,20 @@ def deo_learner(
     own = take_options(DEOMultispectral(), multispectral, kwargs)
     optical = take_options(DEOOptical(), optical, kwargs)
     schedule = take_options(Schedule(), schedule, kwargs)
-    if vfm is None and not self_distill:
-        raise ValueError("vfm=None and self_distill=False leave no teacher; give one of them")
-    if own.dense and not self_distill:
-        raise ValueError("dense=True is the EMA teacher's, which self_distill=False leaves out")
+    _check_teachers(vfm, self_distill, own.dense)
     vfm = optical_teacher(vfm)
     colours = _check_modalities(dls, modality, vfm, optical.distill_from)
     others = [m for m in optical.distill_from if vfm and m != "rgb"]
     encoder = _student(arch, dls, modality, others, drop_path, kwargs)
     views = _views(views, vfm, optical.cache, colours, dls)
     _check_views(views, encoder, self_distill)
-    model = DEOModel(
-        encoder,
-        target_widths(vfm),
-        modality,
-        optical.distill_from,
-        self_distill,
-        optical.standardize,
-        own.head_dim,
-        hidden,
-        views.n_global,
-        with_cls=bool(optical.cls_weight),
-        tap_norm=optical.tap_norm,
-        dense=own.dense,
-    )
-    loss = DEOLoss(
-        own.eps,
-        optical.alpha,
-        optical.same_view,
-        own.smooth,
-        optical.cls_weight,
-        own.ms_weight,
-        own.local_cov,
-    )
+    sizes = dict(hidden=hidden, n_global=views.n_global)
+    model = _model(encoder, vfm, modality, self_distill, own, optical, sizes)
     callbacks = _callbacks(model, views, dls.sensors[modality], vfm, optical.cache)
     # a teacher of no weight is looked at, but teaches nothing
     heard = vfm if optical.alpha else None
     parts = _parts(heard, self_distill, optical.cls_weight)
-    learn = assemble(dls, model, loss, callbacks, schedule, parts, extra, cbs)
+    learn = assemble(dls, model, _loss(own, optical), callbacks, schedule, parts, extra, cbs)
     learn.method = describe(_named(heard, self_distill, own.dense), learn, vfm, preset)
     return learn
 
