@@ -130,3 +130,34 @@ def spot_names(
     other = _others(bands)
     found = [f for f in _spans(other | names, words, text, 2) if f[0] is not None]
     return found or _spans(other | others | common, words, text, 2)
+
+# %% ../../nbs/core/00_names.ipynb #84f89299
+_LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*(nm|nano\w*|[uµμ]m|micro\w*)\b", re.I)
+
+
+def spotted(
+    bands: tuple,  # with `name`, `common`, `aliases` and `wavelength` (nm or None)
+    text: str,  # a name or a description
+) -> str | None:
+    "The one band that `text` is the name of, or that it mentions."
+    if found := find_name(bands, text):
+        return found
+    if _LENGTH.search(text) and any(b.wavelength for b in bands):
+        # 'Band 7 (665 nm)': 7 is a position, where it is no name
+        return at_wavelength(bands, text)
+    found = {band for band, _, _ in spot_names(bands, text)}
+    return found.pop() if len(found) == 1 else None
+
+
+def at_wavelength(
+    bands: tuple,  # with `name` and `wavelength` (nm or None)
+    text: str,  # e.g. '665 nm' or 'band 48 (0.665 Micrometers)'
+) -> str | None:
+    "The band at a wavelength in a text, to 1.5 percent; None where another is almost as near."
+    if not (said := _LENGTH.search(text)):
+        return None
+    nm = float(said[1]) * (1 if said[2][0] in "nN" else 1000)
+    near = sorted((abs(b.wavelength - nm), b.name) for b in bands if b.wavelength)[:2]
+    if not near or near[0][0] > 0.015 * nm or len(near) > 1 and near[1][0] < 2 * near[0][0]:
+        return None
+    return near[0][1]

@@ -7,13 +7,13 @@ __all__ = ['Band', 'Sensor', 'load_sensor', 'register_sensor', 'list_sensors', '
 
 # %% ../../nbs/core/01_sensors.ipynb #77648a58
 import json
-import re
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
 from fastcore.basics import patch
 
 from .checks import check_name, nearest
+from .known_sensors import KNOWN_SENSORS
 from .names import find_name, spot_names
 
 # %% ../../nbs/core/01_sensors.ipynb #0f3ae2b1
@@ -107,38 +107,6 @@ def spot(
     "The bands that are named by words of a longer text: by their own names, else by the others."
     return spot_names(self.bands, text)
 
-
-def spotted(
-    sensor: Sensor,  # whose bands they may be
-    text: str,  # a name or a description
-) -> str | None:
-    "The one band that `text` is the name of, or that it mentions."
-    if found := sensor.find(text):
-        return found
-    if _LENGTH.search(text) and any(b.wavelength for b in sensor.bands):
-        return at_wavelength(
-            sensor, text
-        )  # 'Band 7 (665 nm)': 7 is a position, where it is no name
-    found = {band for band, _, _ in sensor.spot(text)}
-    return found.pop() if len(found) == 1 else None
-
-
-_LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*(nm|nano\w*|[uµμ]m|micro\w*)\b", re.I)
-
-
-def at_wavelength(
-    sensor: Sensor,  # whose bands it may be
-    text: str,  # e.g. '665 nm' or 'band 48 (0.665 Micrometers)'
-) -> str | None:
-    "The band at a wavelength in a text, to 1.5 percent; None where another is almost as near."
-    if not (said := _LENGTH.search(text)):
-        return None
-    nm = float(said[1]) * (1 if said[2][0] in "nN" else 1000)
-    near = sorted((abs(b.wavelength - nm), b.name) for b in sensor.bands if b.wavelength)[:2]
-    if not near or near[0][0] > 0.015 * nm or len(near) > 1 and near[1][0] < 2 * near[0][0]:
-        return None
-    return near[0][1]
-
 # %% ../../nbs/core/01_sensors.ipynb #7e6111af
 @patch
 def select(self: Sensor, bands) -> Sensor:
@@ -220,79 +188,6 @@ def has_stats(self: Sensor) -> bool:
     "Does every band have a mean and a standard deviation?"
     return all(b.mean is not None and b.std is not None for b in self.bands)
 
-# %% ../../nbs/core/01_sensors.ipynb #c9c9690a
-def _bands(table: str) -> tuple:
-    "`Band`s from lines of `name common wavelength gsd mean std`."
-    num = lambda s: None if s == "-" else float(s)
-    rows = [line.split() for line in table.strip().splitlines()]
-    return tuple(Band(n, *map(num, rest), common=c) for n, c, *rest in rows)
-
-
-_S2_L1C = _bands("""
-B01 coastal   442.7 60 1370.19  633.15
-B02 blue      492.4 10 1184.38  650.28
-B03 green     559.8 10 1120.77  712.13
-B04 red       664.6 10 1136.26  965.23
-B05 rededge1  704.1 20 1263.74  948.98
-B06 rededge2  740.5 20 1645.40 1108.07
-B07 rededge3  782.8 20 1846.87 1258.36
-B08 nir       832.8 10 1762.60 1233.15
-B8A nir08     864.7 20 1972.62 1364.39
-B09 vapour    945.1 60  582.73  472.38
-B10 cirrus   1373.5 60   14.77   14.31
-B11 swir1    1613.7 20 1732.16 1310.37
-B12 swir2    2202.4 20 1247.92 1087.60""")
-
-# %% ../../nbs/core/01_sensors.ipynb #89baa4f2
-_L2A_STATS = dict(
-    zip(
-        "B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12".split(),
-        [
-            (752.40, 1108.03),
-            (884.30, 1155.15),
-            (1144.16, 1183.63),
-            (1297.47, 1368.11),
-            (1624.91, 1370.27),
-            (2194.64, 1355.55),
-            (2422.21, 1416.51),
-            (2517.76, 1474.79),
-            (2581.65, 1439.31),
-            (2645.52, 1582.28),
-            (2368.51, 1455.52),
-            (1805.07, 1343.48),
-        ],
-    )
-)
-_S2_L2A = tuple(
-    replace(b, mean=_L2A_STATS[b.name][0], std=_L2A_STATS[b.name][1])
-    for b in _S2_L1C
-    if b.name in _L2A_STATS
-)
-
-_OLI = _bands("""
-B1 coastal  443.0 30 - -
-B2 blue     482.0 30 - -
-B3 green    561.5 30 - -
-B4 red      654.5 30 - -
-B5 nir      865.0 30 - -
-B6 swir1   1608.5 30 - -
-B7 swir2   2200.5 30 - -""")
-_CIRRUS = _bands("B9 cirrus 1373.5 30 - -")  # in Level 1 only
-_TM = _bands("""
-B1 blue   485 30 - -
-B2 green  560 30 - -
-B3 red    660 30 - -
-B4 nir    830 30 - -
-B5 swir1 1650 30 - -
-B7 swir2 2215 30 - -""")
-_ETM = _bands("""
-B1 blue   482.5 30 - -
-B2 green  565.0 30 - -
-B3 red    660.0 30 - -
-B4 nir    837.5 30 - -
-B5 swir1 1650.0 30 - -
-B7 swir2 2220.0 30 - -""")
-
 # %% ../../nbs/core/01_sensors.ipynb #f940f1d9
 def load_sensor(
     path,  # .toml with the fields of `Sensor` and a list `bands` with the fields of `Band`
@@ -360,137 +255,9 @@ def get_sensor(
         sensor = _SENSORS[check_name(sensor, list_sensors(), "sensor")]
     return sensor if bands is None else sensor.select(bands)
 
-# %% ../../nbs/core/01_sensors.ipynb #50c21a7d
-_WHITE = 0.3558
-_S2_RGB, _L8_RGB, _TM_RGB = ("B04", "B03", "B02"), ("B4", "B3", "B2"), ("B3", "B2", "B1")
-
-for _l, _b in dict(l1c=_S2_L1C, l2a=_S2_L2A).items():
-    register_sensor(
-        Sensor(
-            f"sentinel2_{_l}",
-            _b,
-            1e-4,
-            None,
-            _S2_RGB,
-            _WHITE,
-            0,
-            f"Sentinel-2 MSI Level {dict(l1c='1C, top', l2a='2A, bottom')[_l]} of atmosphere, reflectance x 10000",
-            saturated=65535,
-        )
-    )
-for _n, _b, _rgb in ((5, _TM, _TM_RGB), (7, _ETM, _TM_RGB), (8, _OLI, _L8_RGB), (9, _OLI, _L8_RGB)):
-    register_sensor(
-        Sensor(
-            f"landsat{_n}_sr",
-            _b,
-            2.75e-5,
-            -0.2 / 2.75e-5,
-            _rgb,
-            _WHITE,
-            0,
-            f"Landsat {_n} Collection 2 Level 2 surface reflectance",
-        )
-    )
-    if _n > 7:
-        register_sensor(
-            Sensor(
-                f"landsat{_n}_toa",
-                _b + _CIRRUS,
-                2e-5,
-                -5000.0,
-                _rgb,
-                _WHITE,
-                0,
-                f"Landsat {_n} Collection 2 Level 1 top-of-atmosphere reflectance, sun elevation not "
-                "corrected",
-            )
-        )
-
-# %% ../../nbs/core/01_sensors.ipynb #a1b0c008
-_eurosat = "B01 B02 B03 B04 B05 B06 B07 B08 B09 B10 B11 B12 B8A".split()
-register_sensor(
-    replace(
-        get_sensor("sentinel2_l1c", _eurosat),
-        name="eurosat",
-        offset=0.0,
-        description="EuroSAT chips: Sentinel-2 Level 1C without offset, B8A last, reflectance x 10000",
-    )
-);
-
-# %% ../../nbs/core/01_sensors.ipynb #b0d58d3b
-_RGB = _bands("red red 650 - .485 .229\ngreen green 550 - .456 .224\nblue blue 450 - .406 .225")
-_NIR = _bands("nir nir 850 - - -")
-_names = ("red", "green", "blue")
-register_sensor(
-    Sensor(
-        "rgb",
-        _RGB,
-        rgb=_names,
-        gain=None,
-        description="RGB photograph in [0,1]; ImageNet statistics",
-    )
-)
-register_sensor(
-    Sensor(
-        "rgbn",
-        tuple(replace(b, mean=None, std=None) for b in _RGB) + _NIR,
-        rgb=_names,
-        gain=None,
-        description="aerial red, green, blue and near infrared in [0,1]",
-    )
-)
-for _n, _d in dict(dsm="surface", dem="terrain").items():
-    register_sensor(
-        Sensor(
-            _n,
-            (Band("height", None, None, 0.0, 10.0),),
-            center="median",
-            description=f"{_d} model in metres; normalised about the median of each patch",
-        )
-    )
-_dn = [
-    (79.148, 14.694),
-    (67.575, 16.393),
-    (64.359, 21.587),
-    (59.235, 23.021),
-    (83.183, 38.492),
-    (59.975, 33.380),
-]
-register_sensor(
-    Sensor(
-        "landsat7_dn",
-        tuple(replace(b, mean=m, std=s) for b, (m, s) in zip(_ETM, _dn)),
-        rgb=_TM_RGB,
-        rgb_max=127.0,
-        description="Landsat 7 ETM+ as 8-bit DN; statistics of the shipped Olinda scene",
-    )
-)
-
-# %% ../../nbs/core/01_sensors.ipynb #3b556823
-_S1 = _bands("VV - - 10 -12.59 5.26\nVH - - 10 -20.26 5.91")
-for _n, _how, _d in (("grd", "convert", "linear power"), ("db", "stored", "in decibels")):
-    register_sensor(
-        Sensor(
-            f"sentinel1_{_n}",
-            tuple(replace(b, common="") for b in _S1),
-            decibel=_how,
-            limits=(-60.0, 40.0),
-            nodata=0 if _n == "grd" else None,
-            description=f"Sentinel-1 C-band backscatter of files with {_d}; decibels travel",
-        )
-    )
-for _n, _b in ((5, "ST_B6"), (7, "ST_B6"), (8, "ST_B10"), (9, "ST_B10")):
-    register_sensor(
-        Sensor(
-            f"landsat{_n}_st",
-            (Band(_b, 11450.0 if _n < 8 else 10895.0, 30),),
-            offset=149 / 0.00341802,
-            gain=0.00341802,
-            limits=(150.0, 400.0),
-            nodata=0,
-            description=f"Landsat {_n} Collection 2 Level 2 surface temperature, kelvin",
-        )
-    )
+# %% ../../nbs/core/01_sensors.ipynb #51ee84d2
+for _fields in KNOWN_SENSORS.values():
+    register_sensor(Sensor(**_fields))
 
 # %% ../../nbs/core/01_sensors.ipynb #9103ef71
 def rgb_from(

@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from ..core.checks import nearest, without_query
-from ..core.sensors import Sensor, get_sensor, spotted
+from ..core.names import spotted
+from ..core.sensors import Sensor, get_sensor
 from .facts import Fact, from_tags
 from eo_brew.scenes.files import (
     band_files,
@@ -294,7 +295,7 @@ def _band_of(
     item, asset: BandAsset, sensor: Sensor
 ) -> tuple:  # band and what it is called; or None, None
     "The band that an item says an asset is; a common name counts where nothing else says it, for bands share them."
-    said = {spotted(sensor, n): n for n in asset.names} if asset.names else {}
+    said = {spotted(sensor.bands, n): n for n in asset.names} if asset.names else {}
     said.pop(None, None)
     if len(said) > 1:
         (a, name), (b, other) = list(said.items())[:2]
@@ -303,7 +304,7 @@ def _band_of(
             f"bands={{{a!r}: {asset.key!r}, ...}}"
         )
     if not said and asset.common:
-        said = {spotted(sensor, asset.common): asset.common}
+        said = {spotted(sensor.bands, asset.common): asset.common}
     return next(iter(said.items()), (None, None))
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import rasterio
 from affine import Affine
 
-from ..core.sensors import Sensor, spotted
+from ..core.names import spotted
+from ..core.sensors import Sensor
 from eo_brew.scenes.facts import (
     Fact,
     Names,
@@ -64,7 +65,7 @@ def _alpha(found: list, sensor: Sensor, bands, path) -> tuple:  # BandFiles, fac
     alpha = [b for b in found if b.color == "alpha"]
     if not alpha:
         return found, []
-    named = any(spotted(sensor, b.description or "") for b in alpha)
+    named = any(spotted(sensor.bands, b.description or "") for b in alpha)
     if named or len(found) in {len(sensor), len(bands or sensor.bands)}:
         said = Fact("mask", "none", f"band {alpha[0].index} is a band, though GDAL calls it alpha")
         plain = [

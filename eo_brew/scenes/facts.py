@@ -14,8 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..core.names import is_another
-from ..core.sensors import Sensor, spotted
+from ..core.names import is_another, spotted
+from ..core.sensors import Sensor
 
 # %% ../../nbs/scenes/00_facts.ipynb #fac70006
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Names:
         ):
             return [None] * len(self.names)
         named = [None if n is None else sensor.find(str(n)) for n in self.names]
-        bands = [None if n is None else spotted(sensor, str(n)) for n in self.names]
+        bands = [None if n is None else spotted(sensor.bands, str(n)) for n in self.names]
         return [b if b == own or b not in named else None for b, own in zip(bands, named)]
 
     def fact(self, i: int, band: str) -> Fact:

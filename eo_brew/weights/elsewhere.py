@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import check_name
-from ..core.sensors import Sensor, spotted
+from ..core.names import spotted
+from ..core.sensors import Sensor
 from ..models.encoder import Encoder
 from ..models.heads import Pyramid, pyramid_layers
 from .export import from_pretrained
@@ -23,7 +24,7 @@ def band_order(
 ) -> list:  # position of each of the sensor's bands
     "Where the bands of an encoder are among the channels of another framework."
     words = [(n,) if isinstance(n, str) else tuple(n) for n in names]
-    found = [next((b for w in ws if (b := spotted(sensor, w))), None) for ws in words]
+    found = [next((b for w in ws if (b := spotted(sensor.bands, w))), None) for ws in words]
     missing = [b for b in sensor.band_names if b not in found]
     if missing:
         raise ValueError(
