@@ -18,19 +18,9 @@ from affine import Affine
 
 from ..core.names import spotted
 from ..core.sensors import Sensor
-from eo_brew.scenes.facts import (
-    Fact,
-    Names,
-    check_finite,
-    check_words,
-    decide,
-    fitting,
-    from_tags,
-    nodata_words,
-    packing,
-    which_bands,
-    which_nodata,
-)
+from .attributes import check_words, nodata_words, packing
+from .claims import Names, which_bands
+from .facts import Fact, check_finite, decide, fitting, from_tags, which_nodata
 from .files import band_files, group_bands, metres, named_errors, said_names
 from .products import by_name, metadata
 from .scene import one_or_each

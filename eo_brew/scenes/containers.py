@@ -15,12 +15,8 @@ import numpy as np
 
 from ..core.names import is_quality
 from ..core.sensors import Sensor
-from eo_brew.scenes.facts import (
-    Names,
-    about_names,
-    listed_names,
-    which_bands,
-)
+from .attributes import about_names, listed_names
+from .claims import Names, which_bands
 from .files import in_zarr, named_errors
 
 # %% ../../nbs/scenes/04_containers.ipynb #035fc4c1

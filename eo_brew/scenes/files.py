@@ -26,7 +26,8 @@ from rasterio.io import DatasetReader
 from ..core.checks import without_query
 from ..core.names import is_quality
 from ..core.sensors import Sensor
-from .facts import Names, listed_names, valid_limits
+from .attributes import listed_names, valid_limits
+from .claims import Names
 
 # %% ../../nbs/scenes/01_files.ipynb #4d4ea089
 RASTER_EXT = (".jp2", ".tif", ".tiff", ".img", ".vrt", ".png", ".jpg", ".jpeg", ".bmp", ".webp")

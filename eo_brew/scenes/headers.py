@@ -13,6 +13,7 @@ import rasterio
 from affine import Affine
 
 from ..core.sensors import Sensor
+from .attributes import nodata_words, numbers_in, packing, valid_limits
 from eo_brew.scenes.containers import (
     PLACE,
     Variable,
@@ -23,7 +24,7 @@ from eo_brew.scenes.containers import (
     positions,
     variables,
 )
-from .facts import fitting, nodata_words, numbers_in, packing, valid_limits
+from .facts import fitting
 from .files import BandFile, file_stamp
 from .scene import bounds, same_crs
 
