@@ -21,7 +21,8 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from ..scenes.files import file_stamp, in_one_line
-from ..scenes.scene import handles, same_grid
+from ..scenes.grids import same_grid
+from ..scenes.scene import handles
 
 # %% ../../nbs/data/02_class_rasters.ipynb #4ad0a118
 class Grid(NamedTuple):

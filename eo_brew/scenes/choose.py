@@ -79,11 +79,23 @@ def bands_of_folder(
     source: str = "as given",  # of a dict of `bands`
 ) -> tuple:  # {band: BandFile}, facts
     "The bands of a folder of one file a band."
-    groups = (
-        {str(path): _as_told(files, sensor, bands)}
-        if isinstance(bands, dict)
-        else group_bands(files, sensor)
-    )
+    told = isinstance(bands, dict)
+    group = _as_told(files, sensor, bands) if told else _one_scene(files, sensor, path)
+    source = f"{source}:" if told else "from the file's name"
+    found, facts = {}, []
+    for band in sensor.select(bands).band_names if bands else sensor.band_names:
+        if band in group:
+            found[band] = _only_band(group[band], band, sensor, told)
+            facts.append(Fact("band", band, f"{source} {Path(group[band]).name}", band))
+    left = [Path(f).name for f in files if f not in group.values() and not group_bands([f], sensor)]
+    return found, facts + [
+        Fact("left out", n, f"its name has no band of {sensor.name}") for n in left
+    ]
+
+
+def _one_scene(files: list, sensor: Sensor, path) -> dict:  # {band: file}
+    "The files of the one scene of a folder, by the bands in their names."
+    groups = group_bands(files, sensor)
     if not groups:
         raise ValueError(
             f"path={str(path)!r} has no file with a band name of {sensor.name!r} ({', '.join(sensor.band_names)}); "
@@ -95,18 +107,8 @@ def bands_of_folder(
             "or all with `open_scenes`"
         )
     (group,) = groups.values()
-    if not isinstance(bands, dict):
-        _check_once(group, files, sensor)
-    found, facts = {}, []
-    source = f"{source}:" if isinstance(bands, dict) else "from the file's name"
-    for band in sensor.select(bands).band_names if bands else sensor.band_names:
-        if band in group:
-            found[band] = _only_band(group[band], band, sensor, told=isinstance(bands, dict))
-            facts.append(Fact("band", band, f"{source} {Path(group[band]).name}", band))
-    left = [Path(f).name for f in files if f not in group.values() and not group_bands([f], sensor)]
-    return found, facts + [
-        Fact("left out", n, f"its name has no band of {sensor.name}") for n in left
-    ]
+    _check_once(group, files, sensor)
+    return group
 
 
 def _check_once(group: dict, files: list, sensor: Sensor):
@@ -270,6 +272,24 @@ def _span(low, high) -> str:
     return " ".join(f"{word} {n:g}" for word, n in (("from", low), ("to", high)) if n is not None)
 
 
+def _numbers_of(b, band: str, sensor: Sensor, given: dict, said: tuple, listed: dict) -> tuple:
+    "Offset, gain, nodata and saturation of one band, and what says so."
+    words = [listed.get("nodata", {}).get(band), *_said_nodata(b, band)]
+    nodata = which_nodata(given.get("nodata"), words, sensor.nodata, b.dtype, b.file, band)
+    offset, gain = _offset_and_gain(b, band, sensor, given, *said)
+    numbers = dict(offset=offset.value, gain=gain.value, nodata=nodata and nodata.value)
+    saturated = given.get("saturated")
+    if saturated is None:
+        saturated = fitting(sensor.saturated, b.dtype)
+    facts = [offset, gain, nodata or Fact("nodata", "none", "nothing says so", band)]
+    facts.append(Fact("type", b.dtype, "from the header", band))
+    how = "by an attribute, or as the format fills"
+    facts += [Fact("nodata", f"{m:g} too", how, band) for m in b.missing]
+    if b.limits:
+        facts.append(Fact("valid range", _span(*b.limits), "from the file's tags", band))
+    return dict(numbers, saturated=saturated), facts
+
+
 def band_numbers(
     found: dict,  # {band: BandFile}
     sensor: Sensor,  # with the bands wanted
@@ -286,34 +306,13 @@ def band_numbers(
     }
     for band in sensor.band_names:
         if (b := found.get(band)) is None:
-            for k, v in dict(offset=0.0, gain=1.0, nodata=None, saturated=None).items():
-                columns[k].append(columns[k][-1] if columns[k] else v)
-            continue
-        said = [listed.get("nodata", {}).get(band), *_said_nodata(b, band)]
-        nodata = which_nodata(given.get("nodata"), said, sensor.nodata, b.dtype, b.file, band)
-        offset, gain = _offset_and_gain(b, band, sensor, given, *said_of[b.file])
-        saturated = given.get("saturated")
-        columns["saturated"].append(
-            saturated if saturated is not None else fitting(sensor.saturated, b.dtype)
-        )
-        columns["nodata"].append(nodata and nodata.value)
-        columns["offset"].append(offset.value)
-        columns["gain"].append(gain.value)
-        facts += [
-            offset,
-            gain,
-            nodata or Fact("nodata", "none", "nothing says so", band),
-            Fact("type", b.dtype, "from the header", band),
-        ]
-        facts += [
-            Fact("nodata", f"{m:g} too", "by an attribute, or as the format fills", band)
-            for m in b.missing
-        ]
-        facts += (
-            [Fact("valid range", _span(*b.limits), "from the file's tags", band)]
-            if b.limits
-            else []
-        )
+            usual = dict(offset=0.0, gain=1.0, nodata=None, saturated=None)
+            numbers = {k: column[-1] if column else usual[k] for k, column in columns.items()}
+        else:
+            numbers, more = _numbers_of(b, band, sensor, given, said_of[b.file], listed)
+            facts += more
+        for k, n in numbers.items():
+            columns[k].append(n)
     return {k: one_or_each(v) for k, v in columns.items()}, facts
 
 # %% ../../nbs/scenes/06_choose.ipynb #09e70008

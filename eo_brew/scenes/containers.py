@@ -322,6 +322,16 @@ def _may_be_bands(v: Variable) -> bool:
     return v.data.dtype.kind in "iufbc" and not (marks or PLACE.fullmatch(name) or is_quality(name))
 
 
+def _candidates(of: dict, variable: str | None, path: str) -> dict:  # {name: Variable}
+    "The variables in which bands are looked for."
+    if variable is None:
+        inner = {d for v in of.values() for d in v.dims}  # axes are no images
+        return {n: v for n, v in of.items() if n not in inner and _may_be_bands(v)}
+    if variable not in of:
+        raise ValueError(f"variable={variable!r} is not in {path}, which holds {list(of)[:20]}")
+    return {variable: of[variable]}
+
+
 def _axes(looked: dict) -> str:
     "What axes are called that nobody knows, for a message."
     odd = [f"{n} {v.dims}" for n, v in looked.items() if any(v.dims) and len(v.shape) in (2, 3, 4)]
@@ -341,15 +351,8 @@ def find_bands(
     path: str,  # for messages
 ) -> tuple:  # {band: (variable, index from 1; 0: the whole, layout)}, facts
     "Where each band lies: a variable a band, or an axis of one variable."
-    if variable is not None and variable not in of:
-        raise ValueError(f"variable={variable!r} is not in {path}, which holds {list(of)[:20]}")
+    looked = _candidates(of, variable, path)
     counts = {len(sensor), len(bands or sensor.bands)}
-    inner = {d for v in of.values() for d in v.dims}  # axes are no images
-    looked = (
-        {n: v for n, v in of.items() if n not in inner and _may_be_bands(v)}
-        if variable is None
-        else {variable: of[variable]}
-    )
     layouts = {n: w for n, v in looked.items() if (w := find_layout(v, of, counts, layout, path))}
     flat = [of[n] for n, w in layouts.items() if "c" not in w]
     stacked = [of[n] for n, w in layouts.items() if "c" in w]

@@ -20,7 +20,8 @@ from ..core.checks import check_name, nearest
 from ..core.sensors import Sensor
 from .facts import Fact
 from .files import band_files, find_mask
-from .scene import MASKS, Mask, Scene, common_grid, pixel_size, same_crs
+from .grids import common_grid, pixel_size, same_crs
+from .scene import MASKS, Mask, Scene
 from .speckle import FILTERS
 
 # %% ../../nbs/scenes/04_cut.ipynb #c07a0007

@@ -26,7 +26,7 @@ from eo_brew.scenes.containers import (
 )
 from .facts import fitting
 from .files import BandFile, file_stamp
-from .scene import bounds, same_crs
+from .grids import bounds, same_crs
 
 # %% ../../nbs/scenes/04_headers.ipynb #c0a70008
 def _unit(v: Variable, crs: str, mapping: dict, path: str) -> float:
@@ -183,6 +183,25 @@ def _in_degrees(v: Variable, of: dict) -> bool:
     return all(any(re.search(w, a) for a in about) for w in words)
 
 
+def _crs_claims(v: Variable, of: dict, attrs: dict) -> list:  # of (what it says, source)
+    "What says something about the CRS, the most trusted first."
+    mapping = _mapping(v, of)
+    claims = [(mapping[k], f'the grid mapping\'s "{k}"') for k in _CRS_KEYS if mapping.get(k)][:1]
+    if not claims and "grid_mapping_name" in mapping:
+        claims = [(mapping, "the grid mapping")]
+    for where, name in ((v.attrs, v.name), (attrs, "the file")):
+        claims += [
+            (where[k], f'the attribute "{k}" of {name}')
+            for k in _CRS_KEYS
+            if isinstance(where.get(k), (str, int, np.integer) + (dict,) * (k == "proj:projjson"))
+        ]
+    return claims + [
+        (u.read(()).item(), f'the coordinate "{k}"')
+        for k in ("epsg", "proj:epsg")
+        if (u := of.get(k)) and u.shape == ()
+    ]
+
+
 def find_crs(
     v: Variable,  # an image
     of: dict,  # {name: Variable} of its container
@@ -190,22 +209,7 @@ def find_crs(
     path: str,  # for messages
 ) -> tuple:  # WKT ('': none), source
     "The CRS by the grid mapping, by attributes, by a scalar coordinate."
-    mapping = _mapping(v, of)
-    claims = [(mapping[k], f'the grid mapping\'s "{k}"') for k in _CRS_KEYS if mapping.get(k)]
-    claims = claims[:1] or (
-        [(mapping, "the grid mapping")] if "grid_mapping_name" in mapping else []
-    )
-    for where, name in ((v.attrs, v.name), (attrs, "the file")):
-        claims += [
-            (where[k], f'the attribute "{k}" of {name}')
-            for k in _CRS_KEYS
-            if isinstance(where.get(k), (str, int, np.integer) + (dict,) * (k == "proj:projjson"))
-        ]
-    claims += [
-        (u.read(()).item(), f'the coordinate "{k}"')
-        for k in ("epsg", "proj:epsg")
-        if (u := of.get(k)) and u.shape == ()
-    ]
+    claims = _crs_claims(v, of, attrs)
     known = [(w, f"from {source}") for said, source in claims if (w := _wkt(said, path))]
     for wkt, source in known[1:]:
         if not same_crs(wkt, known[0][0]):
@@ -263,26 +267,27 @@ def array_bands(
             raise ValueError(
                 f"{name} of {path} is {v.dtype}: its numbers are no values; convert it to integers or floats"
             )
-        shape = tuple(v.shape[word.index(k)] for k in "yx")
         wkt, source = (crs, "as given") if crs else find_crs(v, of, src.attrs, path)
         grid = _grid(v, word, of, _mapping(v, of), path, wkt)
-        at = max(index, 1), v.shape[word.index("c")] if index else 1
-        scale, shift = packing(v.attrs, *at)
-        nodata, missing = _invalid(v, *at, path)
-        limits = valid_limits(v.attrs, str(v.dtype), scale, shift)
-        limits = limits and tuple(n if n is None else _as_number(v, n) for n in limits)
-        more = dict(
-            tags=tags | v.attrs,
-            scale=scale,
-            shift=shift,
-            missing=missing,
-            limits=limits,
-            layout=word,
-        )
-        found[band] = BandFile(
-            path, index, shape, grid, wkt, str(v.dtype), nodata, name, "", file_stamp(path), **more
-        )
+        found[band] = _band_file(v, index, word, grid, wkt, tags, path)
     return found, facts, source
+
+
+def _band_file(
+    v: Variable, index: int, word: str, grid: Affine, wkt: str, tags: dict, path: str
+) -> BandFile:
+    "A band of a variable, with what its attributes say about its numbers."
+    at = max(index, 1), v.shape[word.index("c")] if index else 1
+    scale, shift = packing(v.attrs, *at)
+    nodata, missing = _invalid(v, *at, path)
+    limits = valid_limits(v.attrs, str(v.dtype), scale, shift)
+    limits = limits and tuple(n if n is None else _as_number(v, n) for n in limits)
+    shape = tuple(v.shape[word.index(k)] for k in "yx")
+    numbers = dict(scale=scale, shift=shift, missing=missing, limits=limits)
+    more = dict(tags=tags | v.attrs, layout=word, **numbers)
+    return BandFile(
+        path, index, shape, grid, wkt, str(v.dtype), nodata, v.name, "", file_stamp(path), **more
+    )
 
 
 def layer_names(

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .arrays import _resize
-from .scene import Scene, bounds, read_window, same_crs
+from .grids import bounds, same_crs
+from .scene import Scene, read_window
 
 # %% ../../nbs/scenes/06_mosaic.ipynb #ed74ac5b
 @dataclass(frozen=True, repr=False)

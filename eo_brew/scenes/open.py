@@ -73,12 +73,12 @@ from eo_brew.scenes.files import (
     single_bands,
 )
 from .products import guess_sensor, own_words, told_sensor
+from .grids import common_grid
 from .headers import array_bands, layer_names
 from eo_brew.scenes.scene import (
     MASKS,
     Scene,
     close_handles,
-    common_grid,
     handles,
     read_window,
 )
@@ -126,20 +126,8 @@ def _raster_files(path) -> list:
         check_folder(path)
         if files := list_rasters(path):
             return files
-        names = [Path(f).name for f in list_files(path)]
-        others = [n for n in names if n.lower().endswith(RASTER_EXT)][:10]
-        archives = [n for n in names if n.lower().endswith(".zip")][:10]
-        left = f"; previews, labels and layers of quality are no scenes: {others}" if others else ""
-        unknown = [n for n in names if n not in others + archives][:5]
-        left += f"; if one of {unknown} is a raster, give its own path" if unknown else ""
-        left += f"; of archives give the names, in a list: {archives}" if archives else ""
-        left += "; of a STAC API name collections=[...]" * ("://" in os.fspath(path))
-        if any(
-            os.path.exists(os.path.join(path, n)) or n in names for n in (".zgroup", "zarr.json")
-        ):
-            left = "; it is a Zarr store: unpack it, if need be, and give it a name that ends with .zarr"
         raise ValueError(
-            f"path={str(path)!r} is a folder without raster files ({', '.join(RASTER_EXT)}){left}"
+            f"path={str(path)!r} is a folder without raster files ({', '.join(RASTER_EXT)}){_instead(path)}"
         )
     if gdal_path(path).startswith(("/vsi", "<")) or os.path.exists(path):
         return [os.fspath(path)]
@@ -149,6 +137,22 @@ def _raster_files(path) -> list:
         f"path={str(path)!r} does not exist. "
         + (nearest(Path(path).name, near) if near else f"Nor does {parent}.")
     )
+
+
+def _instead(path) -> str:
+    "What a folder without raster files holds, and what to do about it."
+    names = [Path(f).name for f in list_files(path)]
+    if any(os.path.exists(os.path.join(path, n)) or n in names for n in (".zgroup", "zarr.json")):
+        return (
+            "; it is a Zarr store: unpack it, if need be, and give it a name that ends with .zarr"
+        )
+    others = [n for n in names if n.lower().endswith(RASTER_EXT)][:10]
+    archives = [n for n in names if n.lower().endswith(".zip")][:10]
+    unknown = [n for n in names if n not in others + archives][:5]
+    left = f"; previews, labels and layers of quality are no scenes: {others}" if others else ""
+    left += f"; if one of {unknown} is a raster, give its own path" if unknown else ""
+    left += f"; of archives give the names, in a list: {archives}" if archives else ""
+    return left + "; of a STAC API name collections=[...]" * ("://" in os.fspath(path))
 
 # %% ../../nbs/scenes/07_open.ipynb #4f3585bf
 def _raster(path, given: dict, bands, allow_missing: bool) -> Scene:
@@ -220,25 +224,13 @@ def _arrays(path, given: dict, bands, variable, layout, allow_missing: bool, oth
         raise ValueError(f"{path}: {others} works with raster files, not with arrays")
     path = os.fspath(path) if "://" in os.fspath(path) else os.path.abspath(path)
     with named_errors(path), handles(path, open_container, file_stamp(path)) as src:
-        said = [
-            v.attrs.get("sensor")
-            for v in (src, *src.values())
-            if hasattr(v, "attrs") and "sensor" in v.attrs
-        ]
-        if given["sensor"] is None and said:
-            sensor = Fact("sensor", get_sensor(str(said[0])), "from the file's attribute")
-        else:
-            sensor = told_sensor(given, [path])
+        sensor = _array_sensor(src, path, given)
         crs = crs_text(given)
         found, facts, where = array_bands(src, path, sensor.value, bands, variable, layout, crs)
         wanted = wanted_sensor(found, sensor.value, bands, allow_missing, path)
         found = {n: found[n] for n in wanted.band_names if n in found}
         names = layer_names(src, path, next(iter(found.values())))
-    shapes = {n: b.shape for n, b in found.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(
-            f"bands of {path} differ in shape: {shapes}; ask for those of one grid with bands=[...]"
-        )
+    _check_shapes(found, path)
     found, place = placed(found, given, sensor.value, path)
     numbers, more = band_numbers(found, wanted, given, path)
     place = replace(place, source=where) if place.source == "from the file" else place
@@ -251,6 +243,24 @@ def _arrays(path, given: dict, bands, variable, layout, allow_missing: bool, oth
         ArrayScene(n, wanted, every, *grid, crs, **numbers, facts=facts, layer=i)
         for i, n in enumerate(names)
     ]
+
+
+def _array_sensor(src, path: str, given: dict) -> Fact:
+    "The user's sensor, else that of an attribute, else what the file's name tells."
+    attributes = [v.attrs for v in (src, *src.values()) if hasattr(v, "attrs")]
+    said = [a["sensor"] for a in attributes if "sensor" in a]
+    if given["sensor"] is None and said:
+        return Fact("sensor", get_sensor(str(said[0])), "from the file's attribute")
+    return told_sensor(given, [path])
+
+
+def _check_shapes(found: dict, path: str):
+    "The bands of an array file are read as they lie in it, on one grid."
+    shapes = {n: b.shape for n, b in found.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(
+            f"bands of {path} differ in shape: {shapes}; ask for those of one grid with bands=[...]"
+        )
 
 # %% ../../nbs/scenes/07_open.ipynb #1bb7dbbd
 def open_scene(
@@ -294,15 +304,20 @@ def open_scene(
     if is_array(path):
         others = dict(mask=mask, gsd=gsd, saturated=saturated, speckle=speckle)
         scenes = _arrays(path, given, bands, variable, layout, allow_missing, others)
-        if len(scenes) > 1:
-            raise ValueError(
-                f"path={str(path)!r} holds {len(scenes)} patches or times: open all with `open_scenes`"
-            )
-        return cut_scene(scenes[0], bbox=bbox)
+        return cut_scene(_only(scenes, path), bbox=bbox)
     with named_errors(path):
         scene = _raster(path, given, bands, allow_missing)
     scene = scene if mask is None else masked_scene(scene, mask, path)
     return cut_scene(scene, speckle, gsd, bbox)
+
+
+def _only(scenes: list, path) -> Scene:
+    "The one scene of an array file."
+    if len(scenes) > 1:
+        raise ValueError(
+            f"path={str(path)!r} holds {len(scenes)} patches or times: open all with `open_scenes`"
+        )
+    return scenes[0]
 
 # %% ../../nbs/scenes/07_open.ipynb #fae3ebe7
 def open_scenes(
@@ -514,13 +529,7 @@ def write_raster(
     **profile,  # further creation options of rasterio
 ) -> Path:
     "Write an array of values as a compressed, tiled GeoTIFF that opens again without an offset."
-    crs = rasterio.CRS.from_wkt(like.crs) if like and like.crs else None
-    transform = transform or (like.transform if like else None)
-    if hasattr(x, "coords"):  # a DataArray, told without importing xarray
-        import rioxarray  # noqa: F401  (adds `.rio`)
-
-        crs, transform = crs or x.rio.crs, transform or x.rio.transform()
-        names = np.atleast_1d(x.band).tolist() if names is None and "band" in x.coords else names
+    crs, transform, names = _place_and_names(x, like, names, transform)
     x = np.asarray(x)[None] if np.ndim(x) == 2 else np.asarray(x)
     if nodata is None and x.dtype.kind == "f":
         nodata = float("nan")
@@ -528,13 +537,8 @@ def write_raster(
         raise ValueError(f"names={names} for {len(x)} bands")
     if nodata is not None and not np.isnan(nodata):
         x = np.where(np.isnan(x), nodata, x).astype(x.dtype)
-    profile = (
-        dict(
-            compress="deflate",
-            **(dict(tiled=True, blockxsize=256, blockysize=256) if driver == "GTiff" else {}),
-        )
-        | profile
-    )
+    tiles = dict(tiled=True, blockxsize=256, blockysize=256) if driver == "GTiff" else {}
+    profile = dict(compress="deflate") | tiles | profile
     profile |= dict(driver=driver, dtype=x.dtype, count=len(x), height=x.shape[1], width=x.shape[2])
     profile |= dict(crs=crs, nodata=nodata, transform=transform)
     with atomic_write(path, (RasterioError, CPLE_BaseError)) as aside:
@@ -546,3 +550,16 @@ def write_raster(
         with rasterio.open(aside) as src:  # a full disk is not always told when a file is closed
             src.read(window=Window(src.width - 1, src.height - 1, 1, 1))
     return Path(path)
+
+
+def _place_and_names(x, like: Scene | None, names: list | None, transform: Affine | None) -> tuple:
+    "CRS, transform and names of bands: as given, of `like`, or what a DataArray brings."
+    crs = rasterio.CRS.from_wkt(like.crs) if like and like.crs else None
+    transform = transform or (like.transform if like else None)
+    if not hasattr(x, "coords"):  # a DataArray, told without importing xarray
+        return crs, transform, names
+    import rioxarray  # noqa: F401  (adds `.rio`)
+
+    if names is None and "band" in x.coords:
+        names = np.atleast_1d(x.band).tolist()
+    return crs or x.rio.crs, transform or x.rio.transform(), names

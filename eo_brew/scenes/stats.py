@@ -186,15 +186,8 @@ def problems(
     sensor: Sensor,  # what they should be
 ) -> list:  # sentences
     "What is wrong with these numbers."
-    empty, seen = [n for n, c in zip(stats.names, stats.count) if not c], stats.count > 0
-    flat = [n for n, s, ok in zip(stats.names, stats.std, seen) if ok and s == 0]
-    out = (
-        [f"{empty} have no valid pixel: all is nodata or NaN; check nodata=... and the files"]
-        if empty
-        else []
-    )
-    if flat:
-        out.append(f"{flat} are constant: leave them out with bands=[...], or check the files")
+    seen = stats.count > 0
+    out = _empty_or_flat(stats, seen)
     if sensor.decibel != "no":
         out += _radar_problems(stats, sensor, seen)
     if not seen.any():
@@ -206,29 +199,50 @@ def problems(
             f"in 0..1? Pass gain={1 / sensor.scale:g}, offset=0"
         )
     if sensor.center == "median":
-        odd = [k for k in stats.kept if len(k) and (k.min() < -12_000 or k.max() > 9000)]
-        out += [
-            f"heights from {k.min():.5g} to {k.max():.5g} m, which no ground on Earth has: is one of them nodata? "
-            "Pass it as nodata=..."
-            for k in odd
-        ]
+        out += _height_problems(stats)
     if sensor.gain is None and top > 2:
         out.append(
             f"values up to {top:.5g} where {sensor.name!r} expects [0,1]: pass gain=1/largest value"
         )
     if sensor.scale < 0.01:
-        odd = [
-            n
-            for n, k in zip(stats.names, stats.kept)
-            if len(k) and ((k > 62_000) | (k < -4000)).mean() > 1e-3
-        ]
-        if odd:
-            out.append(
-                f"{odd} hold reflectances near 65535 or far below 0: a 16-bit overflow (store "
-                "them as int32 or float32), "
-                "or another sensor or offset?"
-            )
+        out += _overflows(stats)
     return out
+
+
+def _empty_or_flat(stats, seen):
+    "Bands without a valid pixel, and bands of one number."
+    empty = [n for n, ok in zip(stats.names, seen) if not ok]
+    flat = [n for n, s, ok in zip(stats.names, stats.std, seen) if ok and s == 0]
+    out = []
+    if empty:
+        out.append(
+            f"{empty} have no valid pixel: all is nodata or NaN; check nodata=... and the files"
+        )
+    if flat:
+        out.append(f"{flat} are constant: leave them out with bands=[...], or check the files")
+    return out
+
+
+def _height_problems(stats):
+    "Metres below the deepest sea or above the highest mountain."
+    odd = [k for k in stats.kept if len(k) and (k.min() < -12_000 or k.max() > 9000)]
+    return [
+        f"heights from {k.min():.5g} to {k.max():.5g} m, which no ground on Earth has: is one of them nodata? "
+        "Pass it as nodata=..."
+        for k in odd
+    ]
+
+
+def _overflows(stats):
+    "Reflectances x 10000 near the ends of 16 bits."
+    far = lambda k: len(k) and ((k > 62_000) | (k < -4000)).mean() > 1e-3
+    odd = [n for n, k in zip(stats.names, stats.kept) if far(k)]
+    if not odd:
+        return []
+    return [
+        f"{odd} hold reflectances near 65535 or far below 0: a 16-bit overflow (store them as int32 or float32), "
+        "or another sensor or offset?"
+    ]
 
 
 def _radar_problems(stats, sensor, seen):
