@@ -6,132 +6,27 @@
 __all__ = []
 
 # %% ../../nbs/data/06_store.ipynb #821136a0
-import hashlib
-import json
 import os
-import shutil
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from affine import Affine
+from fastcore.basics import patch
 
-from ..core.files import aside_name, clear_dead
 from ..core.sensors import Sensor
 from .modalities import Modality
 from .samples import WindowDataset
-from ..scenes.files import BandFile, file_stamp
-from ..scenes.scene import Scene, dn_to_values, read_window
+from eo_brew.data.store_layout import (
+    create_store,
+    decode,
+    encode,
+    read_index,
+    scene_without_files,
+    store_facts,
+    what_differs,
+)
 from ..scenes.windows import Windows
-
-# %% ../../nbs/data/06_store.ipynb #440c59ad
-def code_type(
-    scenes: list,  # of `Scene`
-) -> np.dtype:
-    "What holds the numbers of the files of all scenes; float32 where they are no small integers."
-    kind = np.result_type(*{s.dtype for s in scenes})
-    small = ("uint8", "int8", "uint16", "int16")
-    return kind if str(kind) in small else np.dtype("float32")
-
-
-def decode(
-    scene: Scene,  # knows offset and gain
-    codes: np.ndarray,  # (C,h,w), as stored
-    there: np.ndarray,  # (C,) bool, bands that are
-    out: np.ndarray = None,  # (C,h,w) float32 to write into; None: a new one
-) -> np.ndarray:  # (C,h,w) float32; where a pixel is not valid, any number
-    "Values from what was stored."
-    x = np.empty(codes.shape, np.float32) if out is None else out
-    np.copyto(x, codes)
-    if codes.dtype.kind == "f":
-        return x
-    every = len(scene.present) == len(x)
-    values, _ = dn_to_values(scene, x if every else x[scene.present], None)
-    if values is not x:
-        x[:] = values
-    x[~there] = np.nan
-    return x
-
-
-def encode(
-    scene: Scene,  # knows offset and gain
-    x: np.ndarray,  # (C,h,w) values, NaN where nothing was measured
-    dtype: np.dtype,  # of the store
-) -> tuple | None:  # codes (C,h,w), bands that are there (C,); None: `dtype` cannot hold the values
-    "What to store for values."
-    known = ~np.isnan(x)
-    there = known.any((1, 2))
-    if dtype.kind == "f":
-        return x, there
-    number = np.where(known, x, 0)
-    if scene.gain != 1 or scene.offset != 0:
-        offset, gain = (
-            np.broadcast_to(v, len(x))[:, None, None] for v in (scene.offset, scene.gain)
-        )
-        number = np.where(known, x / gain.astype("f8") - offset, 0)
-    codes = np.rint(number).astype(dtype)
-    same = decode(scene, codes, there) == x
-    return (codes, there) if (same | ~known).all() else None
-
-# %% ../../nbs/data/06_store.ipynb #7a8f8f50
-def _digest(what) -> str:
-    return hashlib.sha1(json.dumps(what, default=str).encode()).hexdigest()[:16]
-
-
-def _known_as(b: BandFile, parts: int) -> str:
-    "The end of a local file's name, which may move with its folder; all of a remote one, that has no stamp."
-    return "/".join(Path(b.file).parts[-parts:]) if b.stamp else b.file
-
-
-def _reading(s: Scene | None):
-    "How the numbers of a scene become values on its grid."
-    if s is None:
-        return None
-    numbers = [s.offset, s.gain, s.nodata, s.saturated, s.resampling]
-    bands = [b and [_known_as(b, 1), b.index, b.missing, b.limits] for b in s.bands]
-    mask = s.mask and [s.mask.invalid, s.mask.bits, _reading(s.mask.scene)]
-    return [numbers, bands, mask, s.shape, tuple(s.transform), s.crs, getattr(s, "layer", 0)]
-
-
-def _files(scenes: list) -> dict:  # folder/name -> [bytes, time of change]
-    "The stamps of all files of some scenes, masks included, as they were when the scenes were opened."
-    scenes = [s for s in scenes if s is not None]
-    scenes += [s.mask.scene for s in scenes if s.mask is not None]
-    bands = [b for s in scenes for b in s.bands if b is not None]
-    return {_known_as(b, 2): b.stamp and list(b.stamp) for b in bands}
-
-
-def store_facts(
-    train,  # `WindowDataset`
-    valid,  # `WindowDataset`
-) -> dict:  # JSON-able
-    "What a store is made of."
-    of = {train.name: train.scenes}
-    of |= {o.name: o.scenes for o in train.others if not isinstance(o, str)}
-    rows = [d.windows.rows.tolist() for d in (train, valid)]
-    labels = [(d.labels if not hasattr(d.labels, "read") else None) for d in (train, valid)]
-    sources = getattr(train.labels, "sources", ())
-    facts = dict(
-        windows=[train.windows.size, *map(len, rows), _digest(rows)],
-        bands={k: v.band_names for k, v in train.sensors.items()},
-        reading={k: _digest([_reading(s) for s in v]) for k, v in of.items()},
-        files={k: v for scenes in of.values() for k, v in _files(scenes).items()},
-        labels=[_digest(labels), *([s.path, file_stamp(s.path)] for s in sources)],
-    )
-    return json.loads(json.dumps(facts, default=str))
-
-
-def what_differs(
-    old: dict,  # facts of a store
-    new: dict,  # facts of what is wanted
-) -> str:  # a sentence; '' if nothing does
-    "What is not as it was when a store was made."
-    files = old["files"].keys() | new["files"].keys()
-    changed = sorted(f for f in files if old["files"].get(f) != new["files"].get(f))
-    if changed:
-        return f"{changed[0]} has changed" + f", and {len(changed) - 1} more" * (len(changed) > 1)
-    return "; ".join(f"{k} {old[k]}, now {new[k]}" for k in new if old[k] != new[k])
 
 # %% ../../nbs/data/06_store.ipynb #e13d9af4
 class PatchStore:
@@ -142,9 +37,9 @@ class PatchStore:
         folder,  # that holds `index.json`
     ):
         self.folder = Path(folder)
-        self.about = _index(self.folder)
+        self.about = read_index(self.folder)
         self.writable = os.access(self.folder / "done.npy", os.W_OK)
-        self.scenes = [_light_scene(d) for d in self.about["scenes"]]
+        self.scenes = [scene_without_files(d) for d in self.about["scenes"]]
         self.sensors = {m["name"]: Sensor.from_dict(m["sensor"]) for m in self.about["modalities"]}
         self._arrays, self._told = None, False
 
@@ -179,35 +74,9 @@ class PatchStore:
     def megabytes(self) -> float:
         return sum(f.stat().st_size for f in self.folder.iterdir()) / 1e6
 
-# %% ../../nbs/data/06_store.ipynb #b3d0a065
-def _index(folder: Path) -> dict:
-    "What a store says of itself, or an error."
-    try:
-        about = json.loads((folder / "index.json").read_text())
-        known = about["format"] == _FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        known = False
-    if not known:
-        raise ValueError(
-            f"store={str(folder)!r} is no patch store: give a folder that `eo_brew pack` wrote, or a new one"
-        )
-    return about
-
-
-_FORMAT = "eo_brew-patches-1"
-
-
-def _light_scene(d: dict) -> Scene:
-    "A scene without files: enough to place windows and to turn numbers into values."
-    grid = tuple(d["shape"]), Affine(*d["transform"]), d["crs"]
-    band = BandFile(d["name"], 1, *grid, d["dtype"], None, None)
-    sensor = Sensor.from_dict(d["sensor"])
-    bands = tuple(band if there else None for there in d["there"])
-    number = lambda v: tuple(v) if isinstance(v, list) else v
-    return Scene(d["name"], sensor, bands, *grid, number(d["offset"]), number(d["gain"]))
-
 # %% ../../nbs/data/06_store.ipynb #54f7c0f7
-def _get(self: PatchStore, i: int, out=None) -> tuple | None:  # {name: (values, valid)}, label
+@patch
+def get(self: PatchStore, i: int, out=None) -> tuple | None:  # {name: (values, valid)}, label
     "Window `i`, None if it has not been written yet."
     a = self.arrays
     if not a["done"][i]:
@@ -223,7 +92,8 @@ def _get(self: PatchStore, i: int, out=None) -> tuple | None:  # {name: (values,
     return parts, y
 
 
-def _put(self: PatchStore, i: int, parts: dict, y=None):
+@patch
+def put(self: PatchStore, i: int, parts: dict, y=None):
     "Write window `i`, unless it cannot be kept without a loss."
     if not self.writable:
         return
@@ -243,11 +113,7 @@ def _put(self: PatchStore, i: int, parts: dict, y=None):
         a["labels"][i] = y
     a["done"][i] = 1  # last: it counts from now on
 
-
-PatchStore.get = _get
-PatchStore.put = _put
-
-
+# %% ../../nbs/data/06_store.ipynb #793998fb
 class StorePart:
     "The windows of a store that one dataset has."
 
@@ -265,88 +131,6 @@ class StorePart:
     def put(self, i: int, parts: dict, y=None):
         self.store.put(self.rows[i], parts, y)
 
-# %% ../../nbs/data/06_store.ipynb #a90d0d08
-def _about_scene(s: Scene) -> dict:
-    "What is kept of a scene."
-    there = [b is not None for b in s.bands]
-    grid = dict(name=s.name, shape=s.shape, transform=list(s.transform)[:6], crs=s.crs)
-    numbers = dict(offset=s.offset, gain=s.gain, dtype=s.dtype, there=there)
-    return grid | numbers | dict(sensor=s.sensor.to_dict())
-
-
-def _first_type(train) -> np.dtype:
-    "Of the first modality's array; a window is tried where bands are resampled."
-    dtype = code_type(train.scenes)
-    s, window = train.windows[0]
-    whole = all(scene.direct for scene in train.scenes)
-    if (
-        dtype.kind == "f"
-        or whole
-        or encode(train.scenes[s], read_window(train.scenes[s], window)[0], dtype)
-    ):
-        return dtype
-    return np.dtype("float32")
-
-
-def _layout(train, n: int) -> dict:  # name -> (dtype, shape)
-    "The arrays of a store of `n` windows like those of a dataset."
-    s, window = train.windows[0]
-    others = [o for o in train.others if not isinstance(o, str)]
-    shapes = {train.name: (_first_type(train), train.shape)}
-    shapes |= {o.name: ("float32", o.read(s, train.scenes[s], window)[0].shape) for o in others}
-    out = dict(windows=("int64", (n, 3)), done=("uint8", (n,)))
-    for name, (dtype, (c, h, w)) in shapes.items():
-        out |= {name: (dtype, (n, c, h, w)), f"{name}_bands": ("bool", (n, c))}
-        out[f"{name}_valid"] = ("uint8", (n, h, -(-w // 8)))
-    if hasattr(train.labels, "sources"):
-        out["labels"] = ("uint8", (n, *train.shape[1:]))
-    elif train.labels is not None and not hasattr(train.labels, "read"):
-        out["labels"] = ("int64", (n,))
-    return out
-
-
-def _reserve(folder: Path, arrays: dict, name: str):
-    "Empty arrays whose place on the disk is taken: a full disk is told now, not in the middle of a training."
-    need = sum(np.dtype(t).itemsize * int(np.prod(shape)) for t, shape in arrays.values())
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise ValueError(
-            f"store={name!r} needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
-            "give another place, fewer windows, or go without a store"
-        )
-    for array, (dtype, shape) in arrays.items():
-        file = folder / f"{array}.npy"
-        np.lib.format.open_memmap(file, "w+", np.dtype(dtype), shape)
-        if hasattr(os, "posix_fallocate"):
-            with open(file, "r+b") as f:
-                os.posix_fallocate(f.fileno(), 0, file.stat().st_size)
-
-# %% ../../nbs/data/06_store.ipynb #b3d0a066
-def _create(folder: Path, train, valid, classes, facts: dict):
-    "An empty store; where several processes make the same one, the first wins."
-    clear_dead(folder)
-    aside = aside_name(folder)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        arrays = _layout(train, len(train) + len(valid))
-        _reserve(aside, arrays, str(folder))
-        rows = np.concatenate([train.windows.rows, valid.windows.rows])
-        np.save(aside / "windows.npy", rows)
-        sensors = {k: v for k, v in train.sensors.items() if k in arrays}
-        of = [dict(name=k, sensor=v.to_dict(), shape=arrays[k][1][1:]) for k, v in sensors.items()]
-        about = dict(format=_FORMAT, size=train.windows.size, train=len(train), modalities=of)
-        about |= dict(classes=classes, rgb=[o for o in train.others if isinstance(o, str)])
-        about |= dict(missing=train.allow_missing, facts=facts)
-        about["scenes"] = [_about_scene(s) for s in train.scenes]
-        (aside / "index.json").write_text(json.dumps(about, default=str))
-        os.rename(aside, folder)
-    except OSError:
-        if not (folder / "index.json").exists():
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
 
 def open_store(
     folder,  # a store, or where to make one
@@ -357,7 +141,7 @@ def open_store(
     "The store of two datasets, which read from it what it holds and write to it what it lacks."
     folder, facts = Path(folder), store_facts(train, valid)
     if not folder.exists() or not any(folder.iterdir()):
-        _create(folder, train, valid, classes, facts)
+        create_store(folder, train, valid, classes, facts)
     store = PatchStore(folder)
     if said := what_differs(store.about["facts"], facts):
         raise ValueError(
@@ -386,12 +170,28 @@ def is_store(
     )
 
 
+def _alone(store: PatchStore, rows: np.ndarray) -> WindowDataset:
+    "Some windows of a store as a dataset that needs no scenes."
+    name, *others = store.sensors
+    others = [Modality(o, store.sensors[o], []) for o in others] + store.about["rgb"]
+    labels = None
+    if "labels" in store.arrays:
+        y = store.arrays["labels"]
+        labels = y[rows].tolist() if y.ndim == 1 else _StoredLabels()
+    d = WindowDataset(
+        store.scenes, store.windows.take(rows), store.sensors[name], labels, name, others,
+        in_memory=False, allow_missing=store.about["missing"],
+    )  # fmt: skip
+    d.store = StorePart(store, rows)
+    return d
+
+
 def stored_sets(
     folder,  # a store
 ) -> tuple:  # train and valid `WindowDataset`, what the store says of itself
     "The datasets of a store alone; windows that were never written are left out."
     store = PatchStore(folder)
-    about, done, n = store.about, store.done, store.about["train"]
+    done, n = store.done, store.about["train"]
     if not done[:n].any():
         raise ValueError(
             f"store={str(folder)!r} is empty: fill it with `eo_brew pack` or a first epoch"
@@ -400,19 +200,5 @@ def stored_sets(
         warnings.warn(
             f"{folder}: {(~done).sum()} of {len(done)} windows were never written and are left out"
         )
-    name, *others = store.sensors
-    others = [Modality(o, store.sensors[o], []) for o in others] + about["rgb"]
-    out = []
-    for first, last in ((0, n), (n, len(done))):
-        rows = first + np.flatnonzero(done[first:last])
-        labels = None
-        if "labels" in store.arrays:
-            y = store.arrays["labels"]
-            labels = y[rows].tolist() if y.ndim == 1 else _StoredLabels()
-        d = WindowDataset(
-            store.scenes, store.windows.take(rows), store.sensors[name], labels, name, others,
-            in_memory=False, allow_missing=about["missing"],
-        )  # fmt: skip
-        d.store = StorePart(store, rows)
-        out.append(d)
-    return *out, about
+    train, valid = np.flatnonzero(done[:n]), n + np.flatnonzero(done[n:])
+    return _alone(store, train), _alone(store, valid), store.about
