@@ -14,7 +14,8 @@ from processes import on_two
 from rasters import spoil_tile, write
 
 from eo_brew.app.cli import main
-from eo_brew.data.dataloaders import eo_dataloaders, pack
+from eo_brew.data.dataloaders import eo_dataloaders
+from eo_brew.data.pack import pack
 from eo_brew.data.store import PatchStore
 from eo_brew.scenes.open import sample_scene
 

@@ -222,7 +222,7 @@ def run_pack(
     _check_pack(scenes, sensor, dsm, labels)
     with speaking(quiet, verbose, json):
         from eo_brew.app.pretrain import modalities_of
-        from eo_brew.data.dataloaders import pack
+        from eo_brew.data.pack import pack
         from eo_brew.scenes.catalogues import own_reading
 
         given["modalities"] = modalities_of("deo", dsm, reading=reading)

@@ -14,7 +14,7 @@ import numpy as np
 import rasterio
 import torch
 from fastai.data.core import DataLoaders
-from .dataloaders import EODataLoader
+from .loader import EODataLoader
 from ..scenes.open import open_raster
 from ..scenes.windows import window_starts
 from ..core.sensors import Sensor, get_sensor

@@ -76,7 +76,11 @@ class PatchStore:
 
 # %% ../../nbs/data/06_store.ipynb #54f7c0f7
 @patch
-def get(self: PatchStore, i: int, out=None) -> tuple | None:  # {name: (values, valid)}, label
+def get(
+    self: PatchStore,
+    i: int,  # window
+    out=None,  # (C,h,w) float32 for the values of the first modality; None: a new one
+) -> tuple | None:  # {name: (values, valid)}, label
     "Window `i`, None if it has not been written yet."
     a = self.arrays
     if not a["done"][i]:
@@ -93,7 +97,12 @@ def get(self: PatchStore, i: int, out=None) -> tuple | None:  # {name: (values, 
 
 
 @patch
-def put(self: PatchStore, i: int, parts: dict, y=None):
+def put(
+    self: PatchStore,
+    i: int,  # window
+    parts: dict,  # {name: (values, valid)}
+    y=None,  # its label
+):
     "Write window `i`, unless it cannot be kept without a loss."
     if not self.writable:
         return
