@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from own_folders import ELSEWHERE, FOLDERS, LAB
 
 from eo_brew.app.cli import main as eo_brew
-from eo_brew.app.use_commands import _images
+from eo_brew.app.probe_command import _images
 from eo_brew.data.tasks import height_dataloaders
 from eo_brew.maps.predict import open_for
 from eo_brew.methods.deo import distill_layers

@@ -323,6 +323,25 @@ def print_config(
     )
 
 # %% ../../nbs/app/02_arguments.ipynb #9a11c4e8
+def _from_files(given, config, own, loose):
+    "What was typed, and below it what a run that goes on was started with, and what `config` says."
+    if given.get("resume"):
+        kept = Path(given.get("out", own["out"][1])) / "config.yaml"
+        if kept.is_file():
+            given = read_config(kept, loose) | given
+    if config:
+        given = read_config(config, loose) | given
+    return given
+
+
+def _check_choices(values, own):
+    "ValueError for a word that is none of those that an argument knows."
+    for k, (annotation, *_) in own.items():
+        choices = typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
+        if choices and values[k] is not None:
+            one_of(values[k], choices, flag(k))
+
+
 def read_arguments(
     name: str,  # of the command
     function,  # the command
@@ -332,25 +351,14 @@ def read_arguments(
     files = [a for a in argv if a == "--config" or a.startswith("--config=") or a == "--resume"]
     given = vars(make_parser(name, function, needed=not files).parse_args(argv))
     printing, config = given.pop("print_config", False), given.pop("config", None)
-    loose = make_parser(name, function, needed=False)
-    own = described(function)
-    if given.get("resume"):
-        kept = Path(given.get("out", own["out"][1])) / "config.yaml"
-        if kept.is_file():
-            given = read_config(kept, loose) | given
-    if config:
-        given = read_config(config, loose) | given
-    missing = [
-        k for k, (_, d, *_) in own.items() if d is inspect.Parameter.empty and k not in given
-    ]
+    own, loose = described(function), make_parser(name, function, needed=False)
+    given = _from_files(given, config, own, loose)
+    defaults = {k: d for k, (_, d, *_) in own.items() if d is not inspect.Parameter.empty}
+    missing = [k for k in own if k not in defaults and k not in given]
     if missing and not given.get("resume"):
         raise ValueError(f"the following arguments are required: {', '.join(missing)}")
-    values = {k: d for k, (_, d, *_) in own.items() if d is not inspect.Parameter.empty}
-    values = dict.fromkeys(missing) | values | given
-    for k, (annotation, *_) in own.items():
-        choices = typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
-        if choices and values[k] is not None:
-            one_of(values[k], choices, flag(k))
+    values = dict.fromkeys(missing) | defaults | given
+    _check_choices(values, own)
     if printing:
         print_config({k: v for k, v in values.items() if k != "resume"})
         return None

@@ -27,7 +27,9 @@ from eo_brew.app.arguments import (
 from .output import speak_as
 from .train_commands import run_demo, run_pack, run_pretrain
 from .model_commands import run_finetune
-from .use_commands import run_export, run_info, run_predict, run_probe
+from .predict_command import run_predict
+from .probe_command import run_probe
+from .use_commands import run_export, run_info
 from .vectors import run_embed
 from ..core.trust import allow_outside, plain_text
 
@@ -101,20 +103,15 @@ def main(
     if not argv or argv[0] not in COMMANDS:
         return _general(argv)
     function = COMMANDS[argv[0]]
-    options = [
-        k for k, (_, d, *_) in described(function).items() if d is not inspect.Parameter.empty
-    ]
-    warnings.filterwarnings(
-        "ignore", ".*torch.jit.script", FutureWarning
-    )  # fastai's and timm's business
-    warnings.filterwarnings("ignore", "Your generator is empty")  # nothing is held out: said before
+    own = described(function).items()
+    options = [k for k, (_, default, *_) in own if default is not inspect.Parameter.empty]
+    _ignore_warnings()
     speak_as(partial(option_words, names=options))
     values = None
     try:
         values = read_arguments(argv[0], function, argv[1:])
         if values is not None:
-            with allow_outside() if values.get("allow_outside") else nullcontext():
-                function(**_grouped(function, values))
+            _call(function, values)
     except (ValueError, OSError) as e:
         if values and values.get("verbose"):
             traceback.print_exc()
@@ -122,11 +119,28 @@ def main(
     except KeyboardInterrupt:
         return complain("stopped", 130)
     except SystemExit as e:
-        if e.code == 75:  # whoever repeats the signal must not change the answer
-            for s in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(s, signal.SIG_IGN)
+        if e.code == 75:
+            _ignore_signals()
         raise
     return 0
+
+
+def _ignore_warnings():
+    "Of fastai and timm about torch.jit, and of fastai where nothing is held out, which was said before."
+    warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+    warnings.filterwarnings("ignore", "Your generator is empty")
+
+
+def _ignore_signals():
+    "Whoever repeats the signal must not change the answer."
+    for s in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(s, signal.SIG_IGN)
+
+
+def _call(function, values):
+    "Run a command; files may lead out of their folder where that was allowed."
+    with allow_outside() if values.get("allow_outside") else nullcontext():
+        function(**_grouped(function, values))
 
 
 def _grouped(function, values):

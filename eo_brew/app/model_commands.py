@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from .arguments import existing, existing_encoder, one_of
+from .checks import load_for
 from .output import say, speaking
 from ..core.files import atomic_write, check_made_here, check_new, check_parent
 
@@ -96,34 +97,36 @@ def _change_data(scenes, after, labels, options):
     return change_dataloaders(scenes, after, labels[0], **options)
 
 # %% ../../nbs/app/04_model_commands.ipynb #7a8a75c3
-def _finetune(
-    encoder, scenes, labels, out, task, after, dtm, column, modality, options, how, reading
-):
-    "The learner, trained and saved."
-    from fastai.torch_core import set_seed
-    from eo_brew.core.checks import check_name
-    from eo_brew.maps.models import window_size
-    from eo_brew.tasks.finetune import few_label_learner, finetune, save_model
-    from eo_brew.weights.export import from_pretrained
-
-    encoder = from_pretrained(encoder)
-    modality = check_name(
-        modality or next(iter(encoder.modalities)), encoder.modalities, "modality"
-    )
-    placed = task != "classification"
-    _check_dates(after, reading)
-    found = _own_scenes(scenes, encoder, modality, placed=placed, **reading)
-    size = options.pop("size") or window_size(encoder, found)
-    options |= dict(size=size, name=modality)
-    if after:
-        later = _own_scenes(after, encoder, modality, **reading)
+def _finetune_data(found, later, labels, task, column, dtm, options):
+    "DataLoaders of one date or of two; how many windows there are is told."
+    if later:
         dls = _change_data(found, later, labels, options)
     else:
         dls = _task_data(task, found, labels, options, column, dtm)
     what = f" of {' '.join(dls.classes)}" if getattr(dls, "classes", None) else ""
     print(
-        f"{len(dls.train_ds)} windows of {size} px for training, {len(dls.valid_ds)} held out{what}"
+        f"{len(dls.train_ds)} windows of {options['size']} px for training, "
+        f"{len(dls.valid_ds)} held out{what}"
     )
+    return dls
+
+
+def _finetune(
+    encoder, scenes, labels, out, task, after, dtm, column, modality, options, how, reading
+):
+    "The learner, trained and saved."
+    from fastai.torch_core import set_seed
+    from eo_brew.maps.models import window_size
+    from eo_brew.tasks.finetune import few_label_learner, finetune, save_model
+
+    encoder, modality, _ = load_for(encoder, modality)
+    placed = task != "classification"
+    _check_dates(after, reading)
+    found = _own_scenes(scenes, encoder, modality, placed=placed, **reading)
+    size = options.pop("size") or window_size(encoder, found)
+    options |= dict(size=size, name=modality)
+    later = _own_scenes(after, encoder, modality, **reading) if after else None
+    dls = _finetune_data(found, later, labels, task, column, dtm, options)
     set_seed(options["seed"])
     learn = few_label_learner(task, dls, encoder, modality)
     rows = finetune(learn, **how)
@@ -273,6 +276,35 @@ def _write_boxes(model, scene, size, out):
         aside.write_text(json.dumps(dict(type="FeatureCollection", features=rows)))
 
 # %% ../../nbs/app/04_model_commands.ipynb #dc1d4d5d
+def _only_scene(scenes, path, mosaic):
+    "The scene of a map, or several as one."
+    if mosaic:
+        from eo_brew.scenes.mosaic import mosaic as joined
+
+        return joined(scenes)
+    if len(scenes) > 1:
+        raise ValueError(
+            f"scene {path!r} holds {len(scenes)} scenes: give one of them, or add --mosaic for one map of all"
+        )
+    return scenes[0]
+
+
+def _seen(net, scene, after, given):
+    "The scene by the model's modality, or both dates by their names."
+    if not after:
+        return {net.modality: scene}
+    _check_dates(after, given)
+    later = _own_scenes(after, net.encoder, net.modality, **given)
+    return dict(zip(net.dates, (scene, later[0])))
+
+
+def _answers(task) -> dict:
+    "What the map of a model holds: heights, or classes with their names and colours."
+    if task["kind"] == "height":
+        return dict(kind="values", names=("height",))
+    return dict(kind="classes", names=tuple(task["classes"]), colors=tuple(task["colors"]))
+
+
 def predict_model(
     model: str,  # file of `eo_brew finetune`
     scene,  # raster, or folder with one file a band; a list of them for classification and mosaics
@@ -292,32 +324,17 @@ def predict_model(
     kind, size = net.task["kind"], size or net.task["size"]
     if (kind == "change") != bool(after):
         raise ValueError("--after, the later date, goes together with a model of change")
-    placed = kind != "classification"
-    given = dict(any_gsd=any_gsd, placed=placed) | (reading or {})
+    given = dict(any_gsd=any_gsd, placed=kind != "classification") | (reading or {})
     scenes = _own_scenes(scene, net.encoder, net.modality, **given)
     if kind == "classification":
         _write_classes(net, scenes, size, out)
         return Path(out)
-    if mosaic:
-        from eo_brew.scenes.mosaic import mosaic as joined
-
-        scenes = [joined(scenes)]
-    if len(scenes) > 1:
-        raise ValueError(
-            f"scene {scene!r} holds {len(scenes)} scenes: give one of them, or add --mosaic for one map of all"
-        )
+    one = _only_scene(scenes, scene, mosaic)
     if kind == "detection":
-        _write_boxes(net, scenes[0], size, out)
+        _write_boxes(net, one, size, out)
         return Path(out)
-    seen = {net.modality: scenes[0]}
-    _check_dates(after, given)
-    if after:
-        later = _own_scenes(after, net.encoder, net.modality, **given)
-        seen = dict(zip(net.dates, (scenes[0], later[0])))
-    named = dict(kind="values", names=("height",)) if kind == "height" else dict(kind="classes")
-    if kind != "height":
-        named |= dict(names=tuple(net.task["classes"]), colors=tuple(net.task["colors"]))
-    whole = [n // net.encoder.patch_size * net.encoder.patch_size for n in scenes[0].shape]
-    size = min(size, *whole)
-    key = next(iter(seen)) if after else net.modality
-    return predict_raster(net, seen, out, key, size=size, any_gsd=any_gsd, **named, **options)
+    seen = _seen(net, one, after, given)
+    patch = net.encoder.patch_size
+    size = min(size, *(n // patch * patch for n in one.shape))
+    how = dict(size=size, any_gsd=any_gsd, **_answers(net.task), **options)
+    return predict_raster(net, seen, out, next(iter(seen)), **how)

@@ -111,42 +111,6 @@ def config_of(
     config = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
     return dict(scenes=[_absolute(s) for s in scenes if isinstance(s, (str, Path))], **config)
 
-# %% ../../nbs/app/01_pretrain.ipynb #826fca76
-def _run(learn, out, epochs, steps, resume):
-    "Train with everything that long runs need, and save the encoder."
-    learn.add_cbs(
-        [
-            StepLog(out / "log.csv"),
-            LoaderWait(),
-            CheckpointCallback(out / "checkpoints"),
-            StopOnNaN(),
-            StopOnSignal(("SIGTERM", "SIGINT")),
-        ]
-    )
-    if resume and list_checkpoints(out / "checkpoints"):
-        learn.resume(out / "checkpoints")
-    elif resume:
-        print(f"{out} holds no checkpoint yet: the run starts at its beginning")
-    learn.fit(epochs, cbs=StopAfter(steps) if steps else None)
-    file = out / "encoder.safetensors"
-    if not rank_distrib():
-        save_encoder(learn, file)
-    return file
-
-
-def _views(views, method):
-    "A `MultiCrop` from the sizes of its views."
-    if not isinstance(views, (list, tuple)):
-        return views
-    if len(views) > 2 or min(views) < 1:
-        raise ValueError(
-            f"views={list(views)}: give the pixels of the global views, and of the local ones if there are any"
-        )
-    local = dict(local_size=views[1]) if len(views) == 2 else dict(n_local=0)
-    return MultiCrop(
-        global_size=views[0], **local, **(dict(n_global=1) if method == "mssdf" else {})
-    )
-
 # %% ../../nbs/app/01_pretrain.ipynb #d71ef991
 def modalities_of(
     method: str,  # mssdf wants all in windows of one size
@@ -170,13 +134,25 @@ def modalities_of(
         spec |= search
     return found or None
 
+# %% ../../nbs/app/01_pretrain.ipynb #826fca76
+def _views(views, method):
+    "A `MultiCrop` from the sizes of its views."
+    if not isinstance(views, (list, tuple)):
+        return views
+    if len(views) > 2 or min(views) < 1:
+        raise ValueError(
+            f"views={list(views)}: give the pixels of the global views, and of the local ones if there are any"
+        )
+    local = dict(local_size=views[1]) if len(views) == 2 else dict(n_local=0)
+    one = dict(n_global=1) if method == "mssdf" else {}
+    return MultiCrop(global_size=views[0], **local, **one)
+
 
 def _loaders(a):
     "Batches, as the arguments of `pretrain` want them."
     paper = a["preset"] in ("paper", "released")
-    size = a["size"] or (
-        256 if paper or a["arch"] else None
-    )  # the auto preset's student is a small one
+    # the auto preset's student is a small one
+    size = a["size"] or (256 if paper or a["arch"] else None)
     if paper and a["method"] == "deo" and size < 224 and a["views"] is None:
         warnings.warn(
             f"windows of {size} px are enlarged to views of 224 px, so the encoder will expect ground that is "
@@ -197,7 +173,7 @@ def _own(a):
     vfm = vfm if vfm in (None, "none") else create_teacher(vfm, a["checkpoint"])
     return dict(arch=a["arch"], vfm=vfm, views=_views(a["views"], a["method"]))
 
-
+# %% ../../nbs/app/01_pretrain.ipynb #f70a6c2d
 def _steps_an_epoch(dls) -> int:
     "Of all processes together, which share each batch's place in an epoch."
     return max(1, len(dls.train) // max(1, num_distrib()))
@@ -228,6 +204,28 @@ def _learner(a, dls, epochs, options):
     steps = a["steps"] or epochs * _steps_an_epoch(dls)
     learn = get_method(a["method"]).create(dls, a["preset"], steps, **options)
     return learn.to_precision(a["precision"])
+
+
+def _run(learn, out, epochs, steps, resume):
+    "Train with everything that long runs need, and save the encoder."
+    learn.add_cbs(
+        [
+            StepLog(out / "log.csv"),
+            LoaderWait(),
+            CheckpointCallback(out / "checkpoints"),
+            StopOnNaN(),
+            StopOnSignal(("SIGTERM", "SIGINT")),
+        ]
+    )
+    if resume and list_checkpoints(out / "checkpoints"):
+        learn.resume(out / "checkpoints")
+    elif resume:
+        print(f"{out} holds no checkpoint yet: the run starts at its beginning")
+    learn.fit(epochs, cbs=StopAfter(steps) if steps else None)
+    file = out / "encoder.safetensors"
+    if not rank_distrib():
+        save_encoder(learn, file)
+    return file
 
 # %% ../../nbs/app/01_pretrain.ipynb #1c5b2996
 def pretrain(

@@ -112,6 +112,11 @@ def _check_pretrain(scenes, out, sensor, method, others, vfm_checkpoint, resume)
             existing(path, option)
     return True
 
+
+def _given(options: dict) -> dict:
+    "Those that were given."
+    return {k: v for k, v in options.items() if v is not None}
+
 # %% ../../nbs/app/03_train_commands.ipynb #54d483c7
 def run_pretrain(
     scenes: list[str],  # folders or files of scenes, or the folder that `eo_brew pack` wrote
@@ -163,76 +168,32 @@ def run_pretrain(
         _check_folder(Path(out))
     data = dict(stride=stride, n=n, valid_pct=valid_pct, block=block, min_valid=min_valid)
     data |= dict(num_workers=workers, on_error=on_error, store=store) | reading
-    data |= dict(allow_missing=True) if allow_missing else {}
-    data |= dict(dates=dates) if dates else {}
-    data = {k: v for k, v in data.items() if v is not None}
-    more = {k: v for k, v in dict(patch_size=patch_size, lr=lr).items() if v is not None}
-    names = (
-        "sensor bands method preset dsm rgb modality arch vfm epochs size bs seed resume dry_run steps views "
-        "precision"
-    ).split()
-    given = {k: v for k, v in locals().items() if k in names}
+    data |= dict(allow_missing=allow_missing or None, dates=dates)
+    given = dict(sensor=sensor, bands=bands, method=method, preset=preset, dsm=dsm, rgb=rgb)
+    given |= dict(arch=arch, vfm=vfm, checkpoint=vfm_checkpoint, epochs=epochs, steps=steps)
+    given |= dict(size=size, views=views, bs=bs, seed=seed, precision=precision)
+    given |= dict(resume=resume, dry_run=dry_run, allow_change=tuple(allow_change or ()))
     given["modality"] = {name: (path, s) for name, path, s in map(modality_spec, modality or ())}
-    given |= dict(checkpoint=vfm_checkpoint, data=data, allow_change=tuple(allow_change or ()))
+    given |= dict(data=_given(data)) | _given(dict(patch_size=patch_size, lr=lr))
     with _stopping_politely():
         from eo_brew.app.pretrain import pretrain
 
         with speaking(quiet, verbose, json):
-            done = pretrain(scenes, out, **given, **more)
-            if dry_run:
-                return say(done, done.to_dict())
-            from fastai.torch_core import rank_distrib
-
-            if rank_distrib():  # of several processes the first one speaks
-                return
-            load = "from eo_brew.weights.save import load_encoder; encoder = load_encoder"
-            say(f"\n{done}\nload it: {load}('{done}')", dict(encoder=done))
-
-# %% ../../nbs/app/03_train_commands.ipynb #32d98c28
-def run_pack(
-    scenes: list[str],  # folders or files of scenes
-    sensor: str = None,  # name of the sensor, e.g. sentinel2_l1c, or a .toml file (default: told by file names)
-    bands: list[str] = None,  # bands to keep, in order (default: all of the sensor)
-    dsm: str = None,  # raster of heights on the same ground: a further modality
-    labels: str = None,  # raster of classes, polygons, or a pattern with one file a scene
-    size: int = 256,  # pixels of a window
-    stride: int = None,  # pixels between windows; below --size they overlap (default: --size)
-    n: int = None,  # number of random windows instead of regular ones
-    valid_pct: float = None,  # share of the ground for validation (default: .1)
-    block: float = None,  # side of the blocks of ground that are kept apart, in units of the CRS
-    min_valid: float = None,  # least share of valid pixels in a window (default: .5)
-    allow_missing: bool = False,  # scenes may lack bands or partners
-    on_error: OnError = "raise",  # a file that cannot be read: stop, or skip it and report
-    seed: int = 0,  # of the windows and the split
-    cluster: str = None,  # address of a Dask scheduler whose workers read, e.g. tcp://10.0.0.5:8786
-    quiet: bool = False,  # the result alone
-    verbose: bool = False,  # warnings and errors with their place in the program
-    json: bool = False,  # the result as one JSON object
-    *,
-    out: str,  # folder to write
-    **reading,
-):
-    "Read the windows of scenes once, into a folder that `pretrain` reads several times as fast."
-    given = dict(stride=stride, n=n, valid_pct=valid_pct, block=block, min_valid=min_valid)
-    given |= dict(
-        sensor=sensor, bands=bands, labels=labels, size=size, seed=seed, on_error=on_error
-    )
-    given = {k: v for k, v in given.items() if v is not None}
-    given |= dict(allow_missing=True) if allow_missing else {}
-    _check_pack(scenes, sensor, dsm, labels)
-    with speaking(quiet, verbose, json):
-        from eo_brew.app.pretrain import modalities_of
-        from eo_brew.data.pack import pack
-        from eo_brew.scenes.catalogues import own_reading
-
-        given["modalities"] = modalities_of("deo", dsm, reading=reading)
-        given |= own_reading(scenes, reading, dict(dsm=dsm) if dsm else {})
-        with dask_client(cluster) as client:
-            store = pack(scenes, out, progress=not quiet, client=client, **given)
-        about = dict(folder=store.folder, windows=int(store.done.sum()), megabytes=store.megabytes)
-        say(f"{store}\ntrain on it: eo_brew pretrain {out}", about)
+            _tell(pretrain(scenes, out, **given), dry_run)
 
 
+def _tell(done, dry_run):
+    "The encoder, or what was measured; of several processes the first one speaks."
+    if dry_run:
+        return say(done, done.to_dict())
+    from fastai.torch_core import rank_distrib
+
+    if rank_distrib():
+        return
+    load = "from eo_brew.weights.save import load_encoder; encoder = load_encoder"
+    say(f"\n{done}\nload it: {load}('{done}')", dict(encoder=done))
+
+# %% ../../nbs/app/03_train_commands.ipynb #85c3e1d9
 def _check_pack(scenes, sensor, dsm, labels):
     "What can be told before torch is there."
     if sensor is not None:
@@ -260,3 +221,44 @@ def dask_client(
         raise ValueError(
             f"--cluster={address}: no Dask scheduler answers there ({e}); start one with `dask scheduler`"
         ) from e
+
+# %% ../../nbs/app/03_train_commands.ipynb #32d98c28
+def run_pack(
+    scenes: list[str],  # folders or files of scenes
+    sensor: str = None,  # name of the sensor, e.g. sentinel2_l1c, or a .toml file (default: told by file names)
+    bands: list[str] = None,  # bands to keep, in order (default: all of the sensor)
+    dsm: str = None,  # raster of heights on the same ground: a further modality
+    labels: str = None,  # raster of classes, polygons, or a pattern with one file a scene
+    size: int = 256,  # pixels of a window
+    stride: int = None,  # pixels between windows; below --size they overlap (default: --size)
+    n: int = None,  # number of random windows instead of regular ones
+    valid_pct: float = None,  # share of the ground for validation (default: .1)
+    block: float = None,  # side of the blocks of ground that are kept apart, in units of the CRS
+    min_valid: float = None,  # least share of valid pixels in a window (default: .5)
+    allow_missing: bool = False,  # scenes may lack bands or partners
+    on_error: OnError = "raise",  # a file that cannot be read: stop, or skip it and report
+    seed: int = 0,  # of the windows and the split
+    cluster: str = None,  # address of a Dask scheduler whose workers read, e.g. tcp://10.0.0.5:8786
+    quiet: bool = False,  # the result alone
+    verbose: bool = False,  # warnings and errors with their place in the program
+    json: bool = False,  # the result as one JSON object
+    *,
+    out: str,  # folder to write
+    **reading,
+):
+    "Read the windows of scenes once, into a folder that `pretrain` reads several times as fast."
+    given = dict(stride=stride, n=n, valid_pct=valid_pct, block=block, min_valid=min_valid)
+    given |= dict(sensor=sensor, bands=bands, labels=labels, size=size, seed=seed)
+    given = _given(given | dict(on_error=on_error, allow_missing=allow_missing or None))
+    _check_pack(scenes, sensor, dsm, labels)
+    with speaking(quiet, verbose, json):
+        from eo_brew.app.pretrain import modalities_of
+        from eo_brew.data.pack import pack
+        from eo_brew.scenes.catalogues import own_reading
+
+        given["modalities"] = modalities_of("deo", dsm, reading=reading)
+        given |= own_reading(scenes, reading, dict(dsm=dsm) if dsm else {})
+        with dask_client(cluster) as client:
+            store = pack(scenes, out, progress=not quiet, client=client, **given)
+        about = dict(folder=store.folder, windows=int(store.done.sum()), megabytes=store.megabytes)
+        say(f"{store}\ntrain on it: eo_brew pretrain {out}", about)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from .arguments import existing, existing_encoder, one_of
+from .checks import check_outputs, load_for
 from .output import say, speaking
-from .use_commands import check_outputs, load_for
 from ..core.files import check_parent
 
 # %% ../../nbs/app/04_vectors.ipynb #73ca8973
