@@ -81,6 +81,9 @@ ARMS = {
     "MSSDF with optical teacher": dict(method="mssdf", masked_optical=True),
     "masked reconstruction": dict(method="mssdf", weights=OFF),
     "optical, one whole window at full size": dict(views="full"),
+    "dense, weight .05, one whole window at full size": dict(
+        ms="tokens", weights={"tokens": 0.05}, views="full"
+    ),
     "optical, shipped scene alone": dict(scenes=("t33uuu",)),
     "dual, whole windows": EVEN | dict(views="whole"),
     "paper to the letter": PAPER | dict(lr=None),
@@ -208,9 +211,10 @@ def dense(learn, s, vfm):
         s["standardize"],
         s["head_dim"],
         HIDDEN,
+        n_global=old.n_global,
         cls_too=s["ms"] == "both",
     )
     learn.remove_cbs(
         [c for c in learn.cbs if isinstance(c, EMATargets) or type(c).__name__ == "CollapseMonitor"]
     )
-    learn.add_cb(DenseTargets())
+    learn.add_cb(DenseTargets(old.n_global))

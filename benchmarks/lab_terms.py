@@ -22,7 +22,7 @@ def run_momentum(steps, half_life=0.05, most=0.996):
     return min(most, 0.5 ** (1 / (half_life * steps)))
 
 
-def pairs(student, views, n_global=2):
+def pairs(student, views, n_global):
     """(view, global view, where its tokens lie there, which of them are inside) of all but a view and itself."""
     for v, maps in enumerate(student):
         for i in range(n_global):
@@ -101,8 +101,8 @@ class DenseTargets(Callback):
 
     order = MixedPrecision.order + 4
 
-    def __init__(self, source="ms", n_global=2):
-        self.source, self.n_global = source, n_global
+    def __init__(self, n_global, source="ms"):
+        self.n_global, self.source = n_global, source
 
     def before_batch(self):
         views = self.xb[0]
@@ -170,7 +170,7 @@ class TwoTeacherLoss(nn.Module):
             self.terms["ms"] = self.ms(pred["ms"], target["ms"])
             self.parts |= self.ms.parts
         if "tokens" in pred and self.weights["tokens"]:
-            between = list(pairs(pred["tokens"], target["views"]))
+            between = list(pairs(pred["tokens"], target["views"], len(target["tokens"])))
             self.terms["tokens"] = self.token(pred["tokens"], target["tokens"], between)
             self.parts |= {f"token_{k}": v for k, v in self.token.parts.items()}
         if "hidden" in pred:
