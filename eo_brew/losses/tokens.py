@@ -12,6 +12,15 @@ from torch import Tensor, nn
 
 from .coding_rate import SimDINOLoss
 
+# %% ../../nbs/losses/03_tokens.ipynb #6409cc80
+def _rows(maps, valid):
+    "Tokens (B,D,h,w) as rows (N,D) whose Gram matrix is that of the valid ones, on average over N."
+    rows = maps.float().flatten(2).mT.flatten(0, 1)
+    if valid is None:
+        return rows
+    ok = valid.flatten().float()
+    return rows * (ok / ok.mean().clamp(min=1 / len(ok))).sqrt()[:, None]
+
 # %% ../../nbs/losses/03_tokens.ipynb #afa2ae3a
 class DenseSimDINOLoss(nn.Module):
     "Minus agreement of tokens on the same ground, minus the coding rate of tokens; `.parts` holds both."
@@ -73,12 +82,3 @@ class DenseSimDINOLoss(nn.Module):
             e = self.expansion(student[: len(teacher)], teacher, valid)
         self.parts = dict(agreement=a.detach(), expansion=e.detach())
         return -a - e
-
-
-def _rows(maps, valid):
-    "Tokens (B,D,h,w) as rows (N,D) whose Gram matrix is that of the valid ones, on average over N."
-    rows = maps.float().flatten(2).mT.flatten(0, 1)
-    if valid is None:
-        return rows
-    ok = valid.flatten().float()
-    return rows * (ok / ok.mean().clamp(min=1 / len(ok))).sqrt()[:, None]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException
 from fastai.torch_core import maybe_gather, rank_distrib
+from fastcore.basics import patch
 from ..core.processes import unwrap_model
 from ..train.log import log_values
 from ..core.show import picture_axes, token_pca
@@ -89,9 +90,8 @@ class CollapseMonitor(Callback):
         self.warned = False
 
     def state_dict(self):
-        return dict(
-            log=self.log, bad=self.bad, warned=self.warned
-        )  # a resumed run goes on with them
+        # a resumed run goes on with them
+        return dict(log=self.log, bad=self.bad, warned=self.warned)
 
     def load_state_dict(self, state):
         self.log = state["log"]
@@ -102,44 +102,48 @@ class CollapseMonitor(Callback):
         if self.training and self.train_iter % self.every == 0:
             self._look()
 
-    def _look(self):
-        rank, std, cos = feature_health(
-            self._of_all(self._features())
-        ).tolist()  # the only host sync
-        self.log.append(
-            dict(step=self.train_iter, epoch=float(self.epoch), rank=rank, std=std, cosine=cos)
+# %% ../../nbs/runs/00_monitors.ipynb #fc3c314d
+@patch
+def _look(self: CollapseMonitor):
+    "Log the three numbers, and count the looks in a row that are bad."
+    z = self._features().detach()
+    z = maybe_gather(z, z.ndim - 2)  # samples of all processes: they agree when to stop
+    rank, std, cos = feature_health(z).tolist()  # the only host sync
+    self.log.append(
+        dict(step=self.train_iter, epoch=float(self.epoch), rank=rank, std=std, cosine=cos)
+    )
+    log_values(self.learn, rank=rank, std=std, cosine=cos)
+    bad = not (rank >= self.min_rank and cos <= self.max_cosine)  # also true for nan
+    self.bad = self.bad + 1 if bad and self.train_iter >= self.grace else 0
+    if self.bad >= self.patience:
+        self._alarm(rank, std, cos)
+
+
+@patch
+def _features(self: CollapseMonitor):
+    "What the model said of the batch: (V,B,D), or (B,D)."
+    if isinstance(self.pred, dict) and self.key in self.pred:
+        z = self.pred[self.key]
+        return z[0].flatten(2).mT.flatten(0, 1) if isinstance(z, list) else z
+    has = list(self.pred) if isinstance(self.pred, dict) else type(self.pred).__name__
+    raise ValueError(
+        f"CollapseMonitor(key={self.key!r}): the model's output has {has}. "
+        "Set key to one of its entries of shape (views, samples, width)."
+    )
+
+
+@patch
+def _alarm(self: CollapseMonitor, rank, std, cos):
+    "Warn once, or stop."
+    if not self.warned or self.stop:
+        what = "are not finite" if rank != rank else "have collapsed"
+        warnings.warn(
+            f"features {what} at step {self.train_iter}: effective rank {rank:.2f}, std {std:.3f}, "
+            f"mean cosine {cos:.3f}. {ADVICE}"
         )
-        log_values(self.learn, rank=rank, std=std, cosine=cos)
-        bad = not (rank >= self.min_rank and cos <= self.max_cosine)  # also true for nan
-        self.bad = self.bad + 1 if bad and self.train_iter >= self.grace else 0
-        if self.bad >= self.patience:
-            self._alarm(rank, std, cos)
-
-    def _of_all(self, z):
-        return maybe_gather(
-            z.detach(), z.ndim - 2
-        )  # samples of all processes: they agree when to stop
-
-    def _features(self):
-        if isinstance(self.pred, dict) and self.key in self.pred:
-            z = self.pred[self.key]
-            return z[0].flatten(2).mT.flatten(0, 1) if isinstance(z, list) else z
-        has = list(self.pred) if isinstance(self.pred, dict) else type(self.pred).__name__
-        raise ValueError(
-            f"CollapseMonitor(key={self.key!r}): the model's output has {has}. "
-            "Set key to one of its entries of shape (views, samples, width)."
-        )
-
-    def _alarm(self, rank, std, cos):
-        if not self.warned or self.stop:
-            what = "are not finite" if rank != rank else "have collapsed"
-            warnings.warn(
-                f"features {what} at step {self.train_iter}: effective rank {rank:.2f}, std {std:.3f}, "
-                f"mean cosine {cos:.3f}. {ADVICE}"
-            )
-        self.warned = True
-        if self.stop:
-            raise CancelFitException
+    self.warned = True
+    if self.stop:
+        raise CancelFitException
 
 # %% ../../nbs/runs/00_monitors.ipynb #abec9c90
 @contextmanager
@@ -216,28 +220,33 @@ class PeriodicProbe(Callback):
         self.log = state["log"]
         self.images = [tuple(i) for i in state["images"]]
 
-    def _look(self, epoch):
-        model = unwrap_model(self.learn.model)
-        enc = getattr(model, "encoder", model)
-        with _evaluating(enc):
-            out = enc(self.x.to(next(enc.parameters()).device), self.modality)
-        row = dict(epoch=epoch, rank=float(effective_rank(F.normalize(out.cls, dim=-1))))
-        if self.y is not None:
-            row["knn"] = loo_knn(out.cls.cpu(), self.y, self.k)
-            log_values(self.learn, knn=row["knn"])
-        self.log.append(row)
-        self.images.append((epoch, token_pca(out.patches[: self.n].float().cpu(), out.grid)))
+# %% ../../nbs/runs/00_monitors.ipynb #90874f73
+@patch
+def _look(self: PeriodicProbe, epoch):
+    "A row of the log, and the tokens as colours."
+    model = unwrap_model(self.learn.model)
+    enc = getattr(model, "encoder", model)
+    with _evaluating(enc):
+        out = enc(self.x.to(next(enc.parameters()).device), self.modality)
+    row = dict(epoch=epoch, rank=float(effective_rank(F.normalize(out.cls, dim=-1))))
+    if self.y is not None:
+        row["knn"] = loo_knn(out.cls.cpu(), self.y, self.k)
+        log_values(self.learn, knn=row["knn"])
+    self.log.append(row)
+    self.images.append((epoch, token_pca(out.patches[: self.n].float().cpu(), out.grid)))
 
-    def show(self):
-        "A row of PCA pictures for each look."
-        fig, axs = picture_axes(len(self.images), self.n)
-        for row, (e, pics) in zip(axs, self.images):
-            for ax in row:
-                ax.set(xticks=[], yticks=[])
-            for ax, p in zip(row, pics):
-                ax.imshow(p)
-            row[0].set_ylabel(f"epoch {e}")
-        return fig
+
+@patch
+def show(self: PeriodicProbe):
+    "A row of PCA pictures for each look."
+    fig, axs = picture_axes(len(self.images), self.n)
+    for row, (e, pics) in zip(axs, self.images):
+        for ax in row:
+            ax.set(xticks=[], yticks=[])
+        for ax, p in zip(row, pics):
+            ax.imshow(p)
+        row[0].set_ylabel(f"epoch {e}")
+    return fig
 
 # %% ../../nbs/runs/00_monitors.ipynb #89251ba6
 class LoaderWait(Callback):

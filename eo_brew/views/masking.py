@@ -134,7 +134,7 @@ def _inside(start, length, n):  # (B,K,n): which of n cells have their centre in
     at = torch.arange(n, device=start.device) + 0.5
     return (at >= start) & (at < start + length)
 
-# %% ../../nbs/views/03_masking.ipynb #fe39e8c8
+# %% ../../nbs/views/03_masking.ipynb #20fd3d0d
 def grey_levels(
     z: Tensor,  # (B,C,H,W) normalised values, mean 0 and standard deviation 1
     spread: float = 3.0,  # standard deviations to both sides that fill the range
@@ -153,6 +153,13 @@ def _gradient(
     return dy.mul_(dy).addcmul_(dx, dx).sqrt_()
 
 
+def _luma(x):
+    "Grey of red, green and blue by OpenCV's weights; the mean of any other number of bands."
+    if x.shape[1] != 3:
+        return x.mean(1)
+    return torch.einsum("bchw,c->bhw", x, x.new_tensor([0.299, 0.587, 0.114]))
+
+# %% ../../nbs/views/03_masking.ipynb #fe39e8c8
 #: what the variance of a patch is taken over
 SCORES = ("pixels", "channels")
 
@@ -198,13 +205,6 @@ def _score(x, p, valid, channels):
         slope = slope * -F.max_pool2d(-ok[:, None], 3, 1, 1)[:, 0]  # no step where data end
     both = tiles(slope) + off.square().mean(1)
     return (over_patch(both) / share).flatten(1)
-
-
-def _luma(x):
-    "Grey of red, green and blue by OpenCV's weights; the mean of any other number of bands."
-    if x.shape[1] != 3:
-        return x.mean(1)
-    return torch.einsum("bchw,c->bhw", x, x.new_tensor([0.299, 0.587, 0.114]))
 
 # %% ../../nbs/views/03_masking.ipynb #ee6522c4
 def info_weights(
