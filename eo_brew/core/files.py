@@ -198,17 +198,11 @@ def _who(note):
 def _is_dead(note):
     return note.get("host") == socket.gethostname() and not is_alive(int(note.get("pid", 0)))
 
-
-@contextmanager
-def one_writer(
-    path,  # run folder (it exists), or file that will be written
-):
-    "Hold the lock of a run folder or file. Raises a ValueError that says who holds it."
+# %% ../../nbs/core/03_files.ipynb #9be30de4
+def _hold(path, lock, note):  # the lock, held
+    "Take the lock of `path`; a ValueError where somebody has it who is alive, or nobody can."
     from filelock import FileLock, Timeout
 
-    path = Path(path)
-    lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
-    note = _note(lock)
     # processes that a killed one has started (loader workers) end a few seconds after it
     wait = 20 if note and _is_dead(note) else 0
     held = FileLock(lock)
@@ -220,6 +214,18 @@ def one_writer(
         ) from None
     except OSError as e:
         raise NotWritten(f"{path} cannot be locked: {e}. Choose a place that can be written") from e
+    return held
+
+
+@contextmanager
+def one_writer(
+    path,  # run folder (it exists), or file that will be written
+):
+    "Hold the lock of a run folder or file. Raises a ValueError that says who holds it."
+    path = Path(path)
+    lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+    note = _note(lock)
+    held = _hold(path, lock, note)
     try:
         if note:
             print(

@@ -379,22 +379,10 @@ def dataset_loaders(
         )
     sensor, mod = getattr(train, "sensor", None), getattr(train, "modality", "ms")
     sensors = {k: sensor for k in (mod, "before", "after")} if sensor else {}
-    dls = DataLoaders(
-        *(
-            EODataLoader(
-                d,
-                bs=bs,
-                shuffle=i == 0,
-                num_workers=num_workers,
-                seed=seed,
-                sensors=sensors,
-                device=device,
-                **kwargs,
-            )
-            for i, d in enumerate((train, valid))
-        ),
-        device=device,
-    )
+    same = dict(bs=bs, num_workers=num_workers, seed=seed, sensors=sensors, device=device)
+    first = EODataLoader(train, shuffle=True, **same, **kwargs)
+    second = EODataLoader(valid, shuffle=False, **same, **kwargs)
+    dls = DataLoaders(first, second, device=device)
     dls.sensors = sensors
     dls.classes = classes
     for dl in dls.loaders:

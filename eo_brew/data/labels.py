@@ -102,13 +102,7 @@ def open_labels(
         )
     if said := next((note for _, note in found if note), ""):
         warnings.warn(said)
-    if len(out) == 1 and not isinstance(out.sources[0], LabelPolygons):
-        nodata = "" if out.sources[0].nodata is None else f" ({out.sources[0].nodata:g})"
-        name = Path(out.sources[0].path).name
-        warnings.warn(
-            f"labels: {name} has one class only, {out.names[0]}: 255, nodata{nodata} and what a mask "
-            "hides count as unlabelled; if one of these is a class, give it another number"
-        )
+    _warn_of_one_class(out)
     return out
 
 # %% ../../nbs/data/04_labels.ipynb #00d00aac
@@ -154,6 +148,18 @@ def _check_place(
     return known, (
         f"labels: {where} ({_crs_name(source)}, {source.grid.shape[0]}x{source.grid.shape[1]} pixels) is "
         f"warped to the grid of {_name(scene)} by the nearest pixel"
+    )
+
+
+def _warn_of_one_class(labels: ClassLabels):
+    "A raster of ones, the rest nodata, is often two classes."
+    source = labels.sources[0]
+    if len(labels) > 1 or isinstance(source, LabelPolygons):
+        return
+    nodata = "" if source.nodata is None else f" ({source.nodata:g})"
+    warnings.warn(
+        f"labels: {Path(source.path).name} has one class only, {labels.names[0]}: 255, nodata{nodata} "
+        "and what a mask hides count as unlabelled; if one of these is a class, give it another number"
     )
 
 

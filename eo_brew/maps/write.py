@@ -77,7 +77,7 @@ def check_packing(
         raise ValueError(f"pca={pca}: wanted 1 to {channels}, the channels of the model")
     return check_name(dtype or allowed[0], allowed, f"dtype of a map of {kind}")
 
-
+# %% ../../nbs/maps/02_write.ipynb #b5ebd1bf
 def fit_packing(
     kind: str,  # 'classes', 'values' or 'embeddings'
     sample: Tensor = None,  # (n,K) blended cells; needed for `pca` and integers
@@ -91,27 +91,31 @@ def fit_packing(
         return p
     x = sample.double()
     if pca is not None:
-        p.mean = x.mean(0)
-        x = x - p.mean
-        var, basis = torch.linalg.eigh(x.T @ x / len(x))
-        basis = basis.flip(1)[:, :pca]
-        basis = basis * torch.where(
-            basis.gather(0, basis.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0
-        )  # a sign that does not depend on the machine
-        p.explained = (var.flip(0)[:pca].sum() / var.sum()).item()
-        x = x @ basis
-        p.basis = basis.float()
-        p.mean = p.mean.float()
+        mean, basis, p.explained = _components(x, pca)
+        x = (x - mean) @ basis
+        p.mean, p.basis = mean.float(), basis.float()
     if dtype.startswith("int"):
-        lo, hi = (
-            torch.stack([c.kthvalue(max(1, min(len(x), round(q * len(x))))).values for c in x.T])
-            for q in (0.001, 0.999)
-        )
-        p.offset = ((lo + hi) / 2).float()
-        p.scale = (
-            (hi - lo).clamp(min=1e-12) / (2 * torch.iinfo(getattr(torch, dtype)).max)
-        ).float()
+        p.offset, p.scale = _offset_and_scale(x, torch.iinfo(getattr(torch, dtype)).max)
     return p
+
+
+def _components(x, k):  # mean (K,), basis (K,k), share of the variance that it keeps
+    "Principal components of cells (n,K)."
+    mean = x.mean(0)
+    x = x - mean
+    var, basis = torch.linalg.eigh(x.T @ x / len(x))
+    basis = basis.flip(1)[:, :k]
+    # a sign that does not depend on the machine
+    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    basis = basis * torch.where(largest < 0, -1.0, 1.0)
+    return mean, basis, (var.flip(0)[:k].sum() / var.sum()).item()
+
+
+def _offset_and_scale(x, top):  # (C,) each
+    "What brings nearly all of the cells (n,C) into -top..top."
+    rank = lambda q: max(1, min(len(x), round(q * len(x))))
+    low, high = (torch.stack([c.kthvalue(rank(q)).values for c in x.T]) for q in (0.001, 0.999))
+    return ((low + high) / 2).float(), ((high - low).clamp(min=1e-12) / (2 * top)).float()
 
 # %% ../../nbs/maps/02_write.ipynb #496e16d8
 @dataclass

@@ -264,18 +264,9 @@ def encode_to_zarr(
         raise ValueError("the data holds no sample: check the folder and the split.")
     root = zarr.open_group(str(path), mode="w")
     for i in range(0, len(data), block):
-        f = encode(
-            encoder, torch.utils.data.Subset(data, range(i, min(i + block, len(data)))), **kwargs
-        )
-        parts = dict(x=f.x.numpy().astype(dtype), group=(f.group + i).numpy()) | (
-            {} if f.y is None else {"y": f.y.numpy()}
-        )
-        for k, v in parts.items():
-            if i == 0:
-                root.create_array(
-                    k, shape=(0, *v.shape[1:]), chunks=(max(1, len(v)), *v.shape[1:]), dtype=v.dtype
-                )
-            root[k].append(v)
+        rows = range(i, min(i + block, len(data)))
+        f = encode(encoder, torch.utils.data.Subset(data, rows), **kwargs)
+        _append(root, f, i, dtype)
     root.attrs.update(
         grid=list(f.grid) if f.grid else None,
         samples=len(data),
@@ -284,6 +275,18 @@ def encode_to_zarr(
     return path
 
 
+def _append(root, f: Features, first: int, dtype: str):
+    "Features of the samples from number `first` on, behind those that the store has."
+    parts = dict(x=f.x.numpy().astype(dtype), group=(f.group + first).numpy())
+    if f.y is not None:
+        parts["y"] = f.y.numpy()
+    for k, v in parts.items():
+        if first == 0:
+            row = v.shape[1:]
+            root.create_array(k, shape=(0, *row), chunks=(max(1, len(v)), *row), dtype=v.dtype)
+        root[k].append(v)
+
+# %% ../../nbs/probes/04_protocols.ipynb #0a874e15
 def open_features(
     path,  # folder written by `encode_to_zarr`
     rows=slice(None),  # which rows to read

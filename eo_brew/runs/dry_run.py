@@ -292,25 +292,29 @@ def _checkpoint_bytes(learn):
     return own + checkpoint_size(learn.opt.state_dict()["state"])
 
 
+def _now(device) -> float:  # seconds
+    "The time when the device has done what it was told."
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _endless(dl):
+    "Batches, epoch after epoch."
+    while True:
+        yield from dl
+
+
 def _speed(learn, steps, warmup, seconds, tell):
     "Images a second, waiting and memory of real steps."
     device = torch.device(learn.dls.device)
-
-    def clock():
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    def batches():  # as many as it takes
-        while True:
-            yield from learn.dl
-
-    source, first, start, wait, n = batches(), clock(), None, 0.0, 0
+    source, first = _endless(learn.dl), _now(device)
+    start, wait, n = None, 0.0, 0
     with peak_memory(device) as peak:
         for i in range(warmup + steps):
-            gone = clock() - first
+            gone = _now(device) - first
             if start is None and (i == warmup or gone > seconds / 2):  # one slow step warms up, too
-                start, wait = clock(), 0.0
+                start, wait = _now(device), 0.0
             if n and gone > seconds:
                 break
             t = time.perf_counter()
@@ -319,12 +323,12 @@ def _speed(learn, steps, warmup, seconds, tell):
             learn.one_batch(i, batch)
             n += start is not None
             if tell:
-                tell(f"step {i + 1} of {warmup + steps}, {clock() - first:.0f} s")
-        took = clock() - start
+                tell(f"step {i + 1} of {warmup + steps}, {_now(device) - first:.0f} s")
+        took = _now(device) - start
     source.close()
     return dict(images_per_s=n * learn.dls.bs / took, wait=wait / took, memory=peak[0])
 
-
+# %% ../../nbs/runs/05_dry_run.ipynb #74540d2c
 def _largest(learn):
     "By trying on a GPU; elsewhere from two steps and the memory that is free."
     device, batch, bs = torch.device(learn.dls.device), learn.dl.one_batch(), learn.dls.bs

@@ -49,21 +49,24 @@ def _square(n, what):
     return side
 
 
+_NEEDED = ("pos_embed", "blocks.0.mlp.fc1.weight", "blocks.0.norm1.weight")
+
+
+def _check_vit(weights):
+    "ValueError for tensors that are no ViT's."
+    if missing := [k for k in _NEEDED if k not in weights]:
+        raise ValueError(
+            f"missing: {missing}; the file holds {list(weights)[:5]}, ...: not the layout that was asked for"
+        )
+
+
 def vit_shape(
     weights: dict,  # timm names -> tensors, without patch embeddings
     patch: int,  # patch size, px
     num_heads: int = None,  # attention heads; default: 64 channels each
 ) -> dict:  # arguments of `create_encoder`
     "Sizes of a ViT, read from its tensors."
-    missing = [
-        k
-        for k in ("pos_embed", "blocks.0.mlp.fc1.weight", "blocks.0.norm1.weight")
-        if k not in weights
-    ]
-    if missing:
-        raise ValueError(
-            f"missing: {missing}; the file holds {list(weights)[:5]}, ...: not the layout that was asked for"
-        )
+    _check_vit(weights)
     width = weights["blocks.0.norm1.weight"].shape[0]
     cls, n = "cls_token" in weights, weights["pos_embed"].shape[1]
     no_cls_pos = not cls or round(n**0.5) ** 2 == n
@@ -136,6 +139,28 @@ def deo_vit(
         for k, v in weights.items()
     }
 
+# %% ../../nbs/weights/02_official.ipynb #78f9b578
+def _bias_tables(weights) -> dict:  # (stage, block) -> tensor
+    "The tables of relative positions, one a block."
+    name = re.compile(r"features\.(\d+)\.(\d+)\.attn\.relative_position_bias_table$")
+    found = ((name.match(k), v) for k, v in weights.items())
+    return {(int(m[1]), int(m[2])): v for m, v in found if m}
+
+
+def _swin_shape(weights, tables, patch, num_heads) -> dict:  # arguments of `create_encoder`
+    "Sizes of a Swin, read from its tensors."
+    stages = sorted({s for s, _ in tables})
+    side = _square(tables[0, 0].shape[0], "relative_position_bias_table")
+    window = (side + 1) // 2
+    return dict(
+        img_size=patch * window * 8,
+        patch_size=patch,
+        window_size=window,
+        embed_dim=weights["features.0.0.norm1.weight"].shape[0],
+        depths=tuple(sum(s == t for t, _ in tables) for s in stages),
+        num_heads=num_heads or tuple(tables[s, 0].shape[1] for s in stages),
+    )
+
 # %% ../../nbs/weights/02_official.ipynb #3695d2be
 def deo_swin(
     weights: dict,  # name -> tensor, unwrapped
@@ -146,31 +171,18 @@ def deo_swin(
     embeds = {
         m: weights[f"conv_{m}.0.weight"] for m in ("ms", "rgb") if f"conv_{m}.0.weight" in weights
     }
-    tables = {
-        tuple(map(int, m.groups())): v
-        for k, v in weights.items()
-        if (m := re.match(r"features\.(\d+)\.(\d+)\.attn\.relative_position_bias_table$", k))
-    }
+    tables = _bias_tables(weights)
     if not embeds or not tables:
         raise ValueError(
             f"missing: conv_ms.0.weight or features.0.0.attn...; the file holds {list(weights)[:5]}, ...: "
             "not a Swin of DEO"
         )
-    first, stages = tables[(0, 0)], sorted({s for s, _ in tables})
-    patch, window = (
-        next(iter(embeds.values())).shape[-1],
-        (_square(first.shape[0], "relative_position_bias_table") + 1) // 2,
-    )
+    patch = next(iter(embeds.values())).shape[-1]
     args = dict(
         arch="swin_base_patch4_window7_224",
         modalities=sensors({m: w.shape[1] for m, w in embeds.items()}),
         windows="torchvision",
-        img_size=patch * window * 8,
-        patch_size=patch,
-        window_size=window,
-        embed_dim=weights["features.0.0.norm1.weight"].shape[0],
-        depths=tuple(sum(s == t for t, _ in tables) for s in stages),
-        num_heads=num_heads or tuple(tables[s, 0].shape[1] for s in stages),
+        **_swin_shape(weights, tables, patch, num_heads),
     )
     return args, {_swin_name(k): v for k, v in weights.items()}
 
@@ -246,16 +258,7 @@ def mssdf_vit(
     num_heads: int = None,  # attention heads
 ) -> tuple:  # (arguments of `create_encoder`, tensors by the encoder's names, names left aside)
     "MSSDF's ViT in the naming of its training files or of mmpretrain."
-    left = []
-    if "encoder.patch_embed.proj.weight" in weights:
-        weights, left = _mssdf_training(weights, img_size)
-    else:
-        weights = {_mmpretrain_name(k): v for k, v in weights.items()}
-    if "patch_embed.proj.weight" not in weights:
-        raise ValueError(
-            "missing: encoder.patch_embed.proj.weight or patch_embed.projection.weight; "
-            f"the file holds {list(weights)[:5]}, ...: not a ViT of MSSDF"
-        )
+    weights, left = _timm_named(weights, img_size)
     embed = weights["patch_embed.proj.weight"]
     sensor = get_sensor(rgb) if embed.shape[1] == 3 else embed.shape[1]
     args = dict(
@@ -263,16 +266,28 @@ def mssdf_vit(
         modalities={"rgb": sensor},
         **vit_shape(weights, embed.shape[-1], num_heads),
     )
-    return (
-        args,
-        {
-            k.replace("patch_embed.", "embeds.rgb.")
-            if k.startswith("patch_embed.")
-            else f"trunk.{k}": v
-            for k, v in weights.items()
-        },
-        left,
-    )
+    return args, {_mssdf_name(k): v for k, v in weights.items()}, left
+
+
+def _timm_named(weights, img_size):  # tensors by timm's names, names left aside
+    "From a training file, or one of mmpretrain."
+    if "encoder.patch_embed.proj.weight" in weights:
+        named, left = _mssdf_training(weights, img_size)
+    else:
+        named, left = {_mmpretrain_name(k): v for k, v in weights.items()}, []
+    if "patch_embed.proj.weight" not in named:
+        raise ValueError(
+            "missing: encoder.patch_embed.proj.weight or patch_embed.projection.weight; "
+            f"the file holds {list(named)[:5]}, ...: not a ViT of MSSDF"
+        )
+    return named, left
+
+
+def _mssdf_name(k):
+    "timm's name -> the encoder's, whose patch embedding stands apart."
+    if k.startswith("patch_embed."):
+        return k.replace("patch_embed.", "embeds.rgb.")
+    return f"trunk.{k}"
 
 # %% ../../nbs/weights/02_official.ipynb #43a14124
 _NAMES = ("deo_vit_b", "deo_swin_b", "mssdf_vit_b", "mssdf_vit_l")
@@ -300,14 +315,7 @@ def load_official(
         raise ValueError(f"input='released' is known of DEO's weights, not of {name}: leave it out")
     weights, beside = _entry(path, entry)
     weights, left = unwrap(weights)
-    if name.startswith("deo"):
-        convert = deo_swin if "swin" in name else deo_vit
-        args, weights = convert(
-            weights, lambda embeds: _deo_sensors(rgb_order, embeds, input), num_heads
-        )
-    else:
-        args, weights, more = mssdf_vit(weights, img_size, rgb, num_heads)
-        left += more
+    args, weights, more = _converted(weights, name, num_heads, rgb_order, input, img_size, rgb)
     encoder = create_encoder(**args)
     weights |= {k: v for k, v in encoder.state_dict().items() if k.startswith("normalize.")}
     check_fit(encoder, weights, f"{path} read as {name}")
@@ -316,9 +324,17 @@ def load_official(
         method=name.split("_")[0],
         official=name,
         source=Path(path).name,
-        left_aside=sorted({k.split(".")[0] for k in left} | set(beside)),
+        left_aside=sorted({k.split(".")[0] for k in left + more} | set(beside)),
     )
     return encoder.eval()
+
+# %% ../../nbs/weights/02_official.ipynb #3dda8950
+def _converted(weights, name, num_heads, rgb_order, input, img_size, rgb):
+    "Arguments of `create_encoder`, tensors by the encoder's names, names left aside."
+    if not name.startswith("deo"):
+        return mssdf_vit(weights, img_size, rgb, num_heads)
+    convert = deo_swin if "swin" in name else deo_vit
+    return *convert(weights, lambda embeds: _deo_sensors(rgb_order, embeds, input), num_heads), []
 
 
 def _entry(path, entry):
