@@ -1,6 +1,7 @@
 """Are two dates of one ground better views than one? The multispectral teacher alone, on a pair of Landsat 8.
 
-    OMP_NUM_THREADS=1 python benchmarks/lab_dates.py --data DIR --out FILE.csv [--seeds 0 1 2] [--steps 640]
+    OMP_NUM_THREADS=1 python benchmarks/lab_dates.py --data DIR --out FILE.csv [--seeds 0 1 2] [--steps 320]
+        [--teachers CLS tokens]
 
 DIR is the lab's folder. Trained on: the six bands of Brumadinho (30 m) of 2019-01-14 and of 2019-01-30, between
 which a dam broke; all windows of both dates in every arm. 'one date' shows each window at its own
@@ -97,11 +98,11 @@ def row(pair, truth, vfm, teacher, views, seed, steps):
 
 def todo(args, done):
     """Keys of the rows that are missing."""
-    for seed in args.seeds:
-        runs = [(t, v, seed, args.steps) for t in TEACHERS for v in ("one date", "two dates")]
-        for key in [("none", "", seed, 0), *runs]:
-            if tuple(map(str, key)) not in done:
-                yield key
+    runs = [("none", "", seed, 0) for seed in args.seeds]
+    for teacher in args.teachers:
+        for seed in args.seeds:
+            runs += [(teacher, views, seed, args.steps) for views in ("one date", "two dates")]
+    return [key for key in runs if tuple(map(str, key)) not in done]
 
 
 def main():
@@ -111,7 +112,8 @@ def main():
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    p.add_argument("--steps", type=int, default=640)
+    p.add_argument("--steps", type=int, default=320)
+    p.add_argument("--teachers", nargs="+", choices=list(TEACHERS), default=list(TEACHERS))
     args = p.parse_args()
     torch.set_num_threads(1)
     rows = list(csv.DictReader(args.out.open(newline=""))) if args.out.exists() else []

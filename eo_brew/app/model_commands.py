@@ -99,7 +99,7 @@ def _change_data(scenes, after, labels, options):
 # %% ../../nbs/app/04_model_commands.ipynb #7a8a75c3
 def _finetune_data(found, later, labels, task, column, dtm, options):
     "DataLoaders of one date or of two; how many windows there are is told."
-    if later:
+    if later is not None:
         dls = _change_data(found, later, labels, options)
     else:
         dls = _task_data(task, found, labels, options, column, dtm)

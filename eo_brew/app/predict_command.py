@@ -177,16 +177,17 @@ def run_predict(
     _check_predict(encoder, scene, out, labels, dtype, mosaic, after, overwrite)
     if picture:
         _check_map_picture(picture, out, overwrite)
-    if shifts != 1 and is_model(encoder):
+    model = is_model(encoder)
+    if shifts != 1 and model:
         raise ValueError(
             f"--shifts {shifts} is for tokens: {encoder} is a fine-tuned model, leave it out"
         )
     options = dict(bs=bs, overwrite=overwrite)
     options |= {} if overlap is None else dict(overlap=overlap)
     with speaking():
-        if is_model(encoder):
-            how = (after, size, any_gsd, reading, mosaic)
-            file = predict_model(encoder, scene, out, *how, **options)
+        if model:
+            options |= dict(after=after, size=size, any_gsd=any_gsd, mosaic=mosaic)
+            file = predict_model(encoder, scene, out, reading=reading, **options)
         else:
             options |= {} if labels else dict(dtype=dtype, pca=pca or None)
             how = (labels, modality, layers, size, reading, column, any_gsd, shifts, options)

@@ -63,7 +63,7 @@ def _named(files):
     return {n if names.count(n) == 1 else str(f): from_pretrained(f) for n, f in zip(names, files)}
 
 
-def _window(size) -> dict:
+def _window_option(size) -> dict:
     "Option of a row: the size of windows where it was asked for."
     return {"window": size} if size else {}
 
@@ -75,7 +75,9 @@ def _rows(named, modality, layers, size, shifts):
     from eo_brew.probes.compare import random_copy
 
     def row(e):
-        how = dict(modality=modality, layers=tuple(layers or distill_layers(e)), **_window(size))
+        how = dict(
+            modality=modality, layers=tuple(layers or distill_layers(e)), **_window_option(size)
+        )
         return (e if shifts == 1 else ShiftAverage(e, shifts)), how
 
     first = next(iter(named.values()))
@@ -88,7 +90,12 @@ def _on_rgb(rgb, checkpoint, sensor, size):
     from eo_brew.probes.compare import RGBEncoder
 
     vfm = create_teacher(rgb, checkpoint)
-    return {f"{rgb} on RGB": (RGBEncoder(vfm, sensor), dict(layers=vfm.layer_ids) | _window(size))}
+    return {
+        f"{rgb} on RGB": (
+            RGBEncoder(vfm, sensor),
+            dict(layers=vfm.layer_ids) | _window_option(size),
+        )
+    }
 
 # %% ../../nbs/app/04_probe_command.ipynb #8f3a5b1c
 def _images(encoder, modality, data, labels, reading):
@@ -154,6 +161,21 @@ def _write_table(table, out):
     plt.close()
     say(f"\n{text}\n\n{out}/  table.csv, table.md, table.png", dict(rows=list(table)))
 
+
+def _image_table(images, rows, seeds):
+    "The table of images that have a class each."
+    from eo_brew.probes.compare import image_table
+
+    return image_table(*images, rows, seeds=range(seeds))
+
+
+def _scene_table(scenes, labels, rows, seeds, tasks):
+    "The table of a scene, or of its dates."
+    from eo_brew.probes.compare import scene_table
+    from eo_brew.scenes.open import open_raster
+
+    return scene_table([*map(open_raster, scenes)], labels, rows, seeds=range(seeds), tasks=tasks)
+
 # %% ../../nbs/app/04_probe_command.ipynb #51892d37
 def run_probe(
     encoders: list[str],  # encoder.safetensors, or the folder that holds it
@@ -197,18 +219,3 @@ def run_probe(
                 labels = _column(labels, scenes[0], column)
             table = _scene_table(scenes, labels, rows, seeds, tasks)
         _write_table(table, Path(out))
-
-
-def _image_table(images, rows, seeds):
-    "The table of images that have a class each."
-    from eo_brew.probes.compare import image_table
-
-    return image_table(*images, rows, seeds=range(seeds))
-
-
-def _scene_table(scenes, labels, rows, seeds, tasks):
-    "The table of a scene, or of its dates."
-    from eo_brew.probes.compare import scene_table
-    from eo_brew.scenes.open import open_raster
-
-    return scene_table([*map(open_raster, scenes)], labels, rows, seeds=range(seeds), tasks=tasks)

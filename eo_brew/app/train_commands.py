@@ -179,13 +179,15 @@ def run_pretrain(
         from eo_brew.app.pretrain import pretrain
 
         with speaking(quiet, verbose, json):
-            _tell(pretrain(scenes, out, **given), dry_run)
+            done = pretrain(scenes, out, **given)
+            if dry_run:
+                say(done, done.to_dict())
+            else:
+                _tell_encoder(done)
 
 
-def _tell(done, dry_run):
-    "The encoder, or what was measured; of several processes the first one speaks."
-    if dry_run:
-        return say(done, done.to_dict())
+def _tell_encoder(done):
+    "Where the encoder is, and what loads it; of several processes the first one speaks."
     from fastai.torch_core import rank_distrib
 
     if rank_distrib():

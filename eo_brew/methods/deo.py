@@ -269,20 +269,15 @@ def _callbacks(model, views, sensor, vfm, cache):
     return own + ([VFMTargets(vfm, views.n_global)] if vfm else [])
 
 
-def _model(encoder, vfm, modality, self_distill, own, optical, sizes):
-    "The model of these settings."
-    return DEOModel(
-        encoder,
-        target_widths(vfm),
-        modality,
-        optical.distill_from,
-        self_distill,
-        optical.standardize,
-        own.head_dim,
+def _listening(own, optical):
+    "What the model has to know of how it listens to its teachers."
+    return dict(
+        distill_from=optical.distill_from,
+        standardize=optical.standardize,
+        head_dim=own.head_dim,
         with_cls=bool(optical.cls_weight),
         tap_norm=optical.tap_norm,
         dense=own.dense,
-        **sizes,
     )
 
 
@@ -414,13 +409,14 @@ def deo_learner(
     encoder = _student(arch, dls, modality, others, drop_path, kwargs)
     views = _views(views, vfm, optical.cache, colours, dls)
     _check_views(views, encoder, self_distill)
-    sizes = dict(hidden=hidden, n_global=views.n_global)
-    model = _model(encoder, vfm, modality, self_distill, own, optical, sizes)
+    shape = dict(self_distill=self_distill, hidden=hidden, n_global=views.n_global)
+    model = DEOModel(encoder, target_widths(vfm), modality, **shape, **_listening(own, optical))
+    loss = _loss(own, optical)
     callbacks = _callbacks(model, views, dls.sensors[modality], vfm, optical.cache)
     # a teacher of no weight is looked at, but teaches nothing
     heard = vfm if optical.alpha else None
     parts = _parts(heard, self_distill, optical.cls_weight)
-    learn = assemble(dls, model, _loss(own, optical), callbacks, schedule, parts, extra, cbs)
+    learn = assemble(dls, model, loss, callbacks, schedule, parts, extra, cbs)
     learn.method = describe(_named(heard, self_distill, own.dense), learn, vfm, preset)
     return learn
 

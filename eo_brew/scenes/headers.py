@@ -283,8 +283,8 @@ def _band_file(
     limits = valid_limits(v.attrs, str(v.dtype), scale, shift)
     limits = limits and tuple(n if n is None else _as_number(v, n) for n in limits)
     shape = tuple(v.shape[word.index(k)] for k in "yx")
-    numbers = dict(scale=scale, shift=shift, missing=missing, limits=limits)
-    more = dict(tags=tags | v.attrs, layout=word, **numbers)
+    more = dict(scale=scale, shift=shift, missing=missing, limits=limits)
+    more |= dict(tags=tags | v.attrs, layout=word)
     return BandFile(
         path, index, shape, grid, wkt, str(v.dtype), nodata, v.name, "", file_stamp(path), **more
     )

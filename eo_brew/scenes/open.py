@@ -556,7 +556,8 @@ def _place_and_names(x, like: Scene | None, names: list | None, transform: Affin
     "CRS, transform and names of bands: as given, of `like`, or what a DataArray brings."
     crs = rasterio.CRS.from_wkt(like.crs) if like and like.crs else None
     transform = transform or (like.transform if like else None)
-    if not hasattr(x, "coords"):  # a DataArray, told without importing xarray
+    # only a DataArray has coordinates: told without importing xarray
+    if not hasattr(x, "coords"):
         return crs, transform, names
     import rioxarray  # noqa: F401  (adds `.rio`)
 

@@ -7,6 +7,7 @@ __all__ = ['load_official']
 
 # %% ../../nbs/weights/02_official.ipynb #cb656eef
 import re
+from functools import partial
 from dataclasses import replace
 from pathlib import Path
 
@@ -315,7 +316,13 @@ def load_official(
         raise ValueError(f"input='released' is known of DEO's weights, not of {name}: leave it out")
     weights, beside = _entry(path, entry)
     weights, left = unwrap(weights)
-    args, weights, more = _converted(weights, name, num_heads, rgb_order, input, img_size, rgb)
+    more = []
+    if name.startswith("deo"):
+        convert = deo_swin if "swin" in name else deo_vit
+        sensors = partial(_deo_sensors, rgb_order, input=input)
+        args, weights = convert(weights, sensors, num_heads)
+    else:
+        args, weights, more = mssdf_vit(weights, img_size, rgb, num_heads)
     encoder = create_encoder(**args)
     weights |= {k: v for k, v in encoder.state_dict().items() if k.startswith("normalize.")}
     check_fit(encoder, weights, f"{path} read as {name}")
@@ -329,14 +336,6 @@ def load_official(
     return encoder.eval()
 
 # %% ../../nbs/weights/02_official.ipynb #3dda8950
-def _converted(weights, name, num_heads, rgb_order, input, img_size, rgb):
-    "Arguments of `create_encoder`, tensors by the encoder's names, names left aside."
-    if not name.startswith("deo"):
-        return mssdf_vit(weights, img_size, rgb, num_heads)
-    convert = deo_swin if "swin" in name else deo_vit
-    return *convert(weights, lambda embeds: _deo_sensors(rgb_order, embeds, input), num_heads), []
-
-
 def _entry(path, entry):
     "State dict of the file, and what else is in it."
     state = read_state(path)
